@@ -1,0 +1,3 @@
+"""From Hugging Face MoE weights to a served, measured TensorRT-LLM deployment."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,116 @@
+"""A Family says how one model family names its parts. Declarations and name arithmetic only: no torch here.
+
+All patterns speak *checkpoint* names: the tensor names of the safetensors files on the hub, without the final
+``.weight`` or ``.bias``. ``to_checkpoint`` and ``to_module`` translate to the module paths of transformers 5, where
+those differ (Mixtral stores ``block_sparse_moe.experts.3.w1`` and runs ``mlp.experts``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from toolchain.core.roles import Role
+
+ExpertStorage = Literal["per_expert", "fused_in_out"]
+"""How the source checkpoint stores routed experts.
+
+``per_expert``: one [out, in] matrix per expert and projection. ``fused_in_out``: 3-D ``gate_up_proj`` [E, in, 2*I] and
+``down_proj`` [E, I, in], input dimension first (gpt-oss, Llama 4).
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a checkpoint name is: its role, decoder layer, and for routed experts which expert and projection."""
+
+    role: Role
+    layer: int | None = None
+    expert: int | None = None
+    projection: str = ""
+    """Last component of the module path, such as ``gate_proj``, ``w1``, ``q_proj``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    name: str
+    model_types: tuple[str, ...]
+    """Values of ``model_type`` in config.json."""
+    architectures: tuple[str, ...] = ()
+    """Values of ``architectures[0]``, when they tell more than model_type."""
+    roles: tuple[tuple[str, Role], ...]
+    """(regular expression, role): the first that ``re.search`` finds in the checkpoint name wins."""
+    num_experts_key: str | None = None
+    """config.json key with the number of routed experts; None for a dense family."""
+    moe_intermediate_key: str = "intermediate_size"
+    """config.json key with the intermediate size of one routed expert."""
+    gate_up_down: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    """Checkpoint names of one routed expert's projections."""
+    expert_storage: ExpertStorage = "per_expert"
+    fused_groups: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    """Projections under one parent that runtimes fuse into one matmul: their scales must agree."""
+    norm_folds: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    )
+    """(norm, its only consumers) within a layer: AWQ folds their common pre_quant_scale into the norm."""
+    module_renames: tuple[tuple[str, str], ...] = ()
+    """(transformers 5 module path fragment, checkpoint fragment) pairs, applied as plain replacements."""
+    layer_pattern: str = r"(?:^|\.)layers\.(\d+)\."
+    expert_pattern: str = r"\.experts\.(\d+)\."
+    refuses: str = ""
+    """Why this family can be planned but not quantized yet; empty when it can."""
+
+    def classify(self, name: str) -> Part:
+        """Role, layer, expert and projection of a checkpoint name (with or without .weight/.bias)."""
+        return _classify(self, name)
+
+    def to_checkpoint(self, module_path: str) -> str:
+        """transformers 5 module path (after unfusing experts) -> checkpoint name."""
+        for module, stored in self.module_renames:
+            module_path = module_path.replace(module, stored)
+        gate, up, down = self.gate_up_down
+        if self.num_experts_key and re.search(self.expert_pattern, module_path):
+            head, _, last = module_path.rpartition(".")
+            module_path = f"{head}.{ {'gate_proj': gate, 'up_proj': up, 'down_proj': down}.get(last, last) }"
+        return module_path
+
+    def to_module(self, checkpoint_name: str) -> str:
+        """Checkpoint name -> transformers 5 module path (after unfusing experts)."""
+        gate, up, down = self.gate_up_down
+        if self.num_experts_key and re.search(self.expert_pattern, checkpoint_name):
+            pieces = checkpoint_name.split(".")
+            back = {gate: "gate_proj", up: "up_proj", down: "down_proj"}
+            checkpoint_name = ".".join(back.get(piece, piece) for piece in pieces)
+        for module, stored in reversed(self.module_renames):
+            checkpoint_name = checkpoint_name.replace(stored, module)
+        return checkpoint_name
+
+    def fused_siblings(self, projection: str) -> tuple[str, ...]:
+        """The projections that a runtime fuses with ``projection`` (itself included); itself alone if none."""
+        groups = (*self.fused_groups, self.gate_up_down[:2])
+        return next((group for group in groups if projection in group), (projection,))
+
+
+@lru_cache(maxsize=1 << 18)
+def _classify(family: Family, name: str) -> Part:
+    base = re.sub(r"\.(weight|bias)$", "", name)
+    role = next((role for pattern, role in family.roles if re.search(pattern, base)), Role.OTHER)
+    layer = re.search(family.layer_pattern, base + ".")
+    expert = re.search(family.expert_pattern, base + ".") if role is Role.ROUTED_EXPERT else None
+    return Part(
+        role=role,
+        layer=int(layer.group(1)) if layer else None,
+        expert=int(expert.group(1)) if expert else None,
+        projection=base.rpartition(".")[2],
+    )
+
+
+NORM_ROLES: tuple[tuple[str, Role], ...] = (
+    (r"norm\d?$", Role.NORM),
+    (r"(embed_tokens|wte|word_embeddings)$", Role.EMBEDDING),
+    (r"lm_head$", Role.LM_HEAD),
+)
+"""The start of every family's ``roles``: what all decoders share."""

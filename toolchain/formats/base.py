@@ -1,0 +1,74 @@
+"""A Format says how the numbers of one Linear are stored and computed. Declarations only: no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+DTYPE_BYTES = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes per element of each dtype name that a safetensors header uses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One tensor that a quantized Linear writes: ``<module>.<suffix>``."""
+
+    suffix: str
+    dtype: str
+    """Safetensors dtype name; ``source`` means the dtype of the model (bf16 as a rule)."""
+    shape: Callable[[int, int], tuple[int, ...]]
+    """Shape from (out_features, in_features)."""
+    required: bool = True
+    """False for tensors that some modules leave out (``pre_quant_scale`` folded into a norm)."""
+    scale: bool = False
+    """True for scales: the audit demands finite and positive values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    name: str
+    title: str
+    quant_algo: str
+    """Value of ``quant_algo`` in hf_quant_config.json: a member of TensorRT-LLM's strict QuantAlgo enum."""
+    modelopt_preset: str
+    """Name in ``modelopt.torch.quantization`` of the preset whose quantizer settings are used."""
+    weight_bits: int
+    activation: str
+    """What the target computes on: ``bf16``, ``fp8`` (static per tensor), ``nvfp4`` (dynamic blocks, static scale)."""
+    stored: tuple[Stored, ...]
+    group_size: int | None = None
+    """Elements of in_features that share a block scale; None for one scale per tensor."""
+    in_multiple: int = 1
+    """in_features of every rank must be a multiple of this."""
+    out_multiple: int = 1
+    equal_in_fused: tuple[str, ...] = ()
+    """Scales that must be equal in q/k/v and in gate/up, because runtimes fuse those into one matmul."""
+    moe_default_policy: str = "experts-only"
+    """Policy preset that is the default for a mixture-of-experts model."""
+
+    @property
+    def calibrated(self) -> bool:
+        """True when activations take part: input scales, or AWQ's activation-aware search."""
+        return any(item.suffix in ("input_scale", "pre_quant_scale") for item in self.stored)
+
+    def stored_bytes(self, out_features: int, in_features: int, *, source_dtype: str = "BF16") -> int:
+        """Bytes on disk of one quantized Linear [out_features, in_features], required tensors only."""
+        return sum(
+            prod(item.shape(out_features, in_features))
+            * DTYPE_BYTES[source_dtype if item.dtype == "source" else item.dtype]
+            for item in self.stored
+            if item.required
+        )
+
+    def bits_per_weight(self, out_features: int = 4096, in_features: int = 4096) -> float:
+        """Effective bits per weight, scales included."""
+        return self.stored_bytes(out_features, in_features) * 8 / (out_features * in_features)
+
+
+def scalar(_out_features: int, _in_features: int) -> tuple[int, ...]:
+    """Shape of a per-tensor scale: zero-dimensional, as ModelOpt writes it."""
+    return ()

@@ -1,0 +1,102 @@
+"""ModelInfo: everything that planning needs to know about a MODEL, read without loading a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from toolchain.core.roles import Role
+from toolchain.families.base import Family, Part
+from toolchain.formats.base import DTYPE_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    name: str
+    """Checkpoint name, such as ``model.layers.0.mlp.experts.3.gate_proj.weight``."""
+    shape: tuple[int, ...]
+    dtype: str
+    """Safetensors dtype name (``BF16``, ``F8_E4M3``...)."""
+    file: str = ""
+    """Shard that holds it, relative to the model directory; empty when planned from config.json alone."""
+
+    @property
+    def parameters(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.parameters * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearInfo:
+    """One matrix that a matmul uses: the unit that a format is assigned to. Fused 3-D experts count one per expert."""
+
+    name: str
+    """Checkpoint module name without ``.weight``."""
+    part: Part
+    out_features: int
+    in_features: int
+    dtype: str
+
+    @property
+    def parameters(self) -> int:
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """What KV-cache arithmetic needs."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    kv_elements_per_token_per_layer: int
+    """2 * num_kv_heads * head_dim for MHA/GQA; kv_lora_rank + qk_rope_head_dim for MLA."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    source: str
+    """What the user typed: a directory or a hub id."""
+    path: str | None
+    """Local directory (the hub snapshot, once resolved); None when there is only a config object."""
+    architecture: str
+    model_type: str
+    family: Family
+    config: dict[str, Any] = field(repr=False)
+    """config.json; for multimodal wrappers the text config, with ``architectures`` of the wrapper."""
+    tensors: tuple[TensorInfo, ...] = field(repr=False)
+    linears: tuple[LinearInfo, ...] = field(repr=False)
+    attention: Attention
+    num_experts: int
+    """0 for a dense model."""
+    num_experts_per_tok: int
+    dtype: str
+    """The dtype of most parameters, as safetensors names it."""
+    has_weights: bool
+    has_tokenizer: bool
+    chat_template: bool
+    tied_embeddings: bool
+    hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int
+
+    @property
+    def is_moe(self) -> bool:
+        return self.num_experts > 0
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    def by_role(self, role: Role) -> Iterator[LinearInfo]:
+        return (linear for linear in self.linears if linear.part.role is role)

@@ -1,0 +1,123 @@
+"""The Plan: Model x Format x Policy x Target x Gpu, fully resolved. Serialised as ``plan.json``.
+
+The plan is the only thing that later stages read about the user's wishes: re-running a stage from it needs nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from toolchain.core.findings import Finding
+from toolchain.families.base import Family
+
+SCHEMA_VERSION = 1
+SOURCE_DTYPE = "source"
+"""Pseudo format of parts that keep the dtype of the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One part of one decoder layer (or of the whole model, ``layer`` None) and the format that it gets."""
+
+    role: str
+    layer: int | None
+    format: str
+    """A format name, or ``source``."""
+    reason: str
+    modules: int
+    parameters: int
+    source_bytes: int
+    planned_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    data: str
+    """``PATH`` of a text or JSONL file or a directory of them, or a hub data set name; empty: the model directory's own
+    ``calibration.jsonl`` if it has one."""
+    samples: int = 128
+    length_tokens: int = 512
+    seed: int = 0
+    chat_template: bool = False
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Limits and parallelism that the engine is planned for."""
+
+    max_batch_size: int
+    max_seq_len: int
+    tp: int = 1
+    ep: int = 1
+    pp: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates:
+    """Planned figures. Bytes unless the name says otherwise; ``per_gpu`` figures are for the fullest rank."""
+
+    parameters: int
+    active_parameters: int
+    """Parameters that one token uses (top-k experts instead of all)."""
+    quantized_parameters: int
+    source_bytes: int
+    checkpoint_bytes: int
+    effective_bits: float
+    """Checkpoint bits per parameter, scales included."""
+    weights_per_gpu_bytes: int
+    kv_cache_per_gpu_bytes: int
+    activations_per_gpu_bytes: int
+    gpu_memory_bytes: int
+    """Memory of one GPU; 0 when planned for the CPU."""
+    quantize_memory_bytes: int
+    """Host (or GPU) memory that quantization in memory needs."""
+    quantize_seconds: float
+    """Rough time of the quantize stage on this kind of machine; the basis is in ``basis``."""
+    basis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    model: str
+    """What the user typed; a local directory is made absolute."""
+    family: str
+    architecture: str
+    model_identity: str
+    """SHA-256 over config.json and the shard headers: the plan refuses another model of the same name."""
+    format: str
+    policy: str
+    kv_cache: str
+    gpu: str
+    target: str
+    target_version: str
+    serving: Serving
+    calibration: Calibration
+    assignments: tuple[Assignment, ...] = field(repr=False)
+    estimates: Estimates
+    findings: tuple[Finding, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def format_of(self, family: Family, checkpoint_name: str) -> str:
+        """Format of a module by its checkpoint name; ``source`` when it keeps its dtype."""
+        part = family.classify(checkpoint_name)
+        return self._by_part().get((part.role.value, part.layer), SOURCE_DTYPE)
+
+    def _by_part(self) -> dict[tuple[str, int | None], str]:
+        return {(item.role, item.layer): item.format for item in self.assignments}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        """Inverse of ``to_json``. Raises KeyError/TypeError on a document that is not a plan (callers wrap it)."""
+        known = {item.name for item in fields(cls)}
+        data = {key: value[key] for key in known if key in value}
+        data["serving"] = Serving(**value["serving"])
+        data["calibration"] = Calibration(**value["calibration"])
+        data["estimates"] = Estimates(**value["estimates"])
+        data["assignments"] = tuple(Assignment(**item) for item in value["assignments"])
+        data["findings"] = tuple(Finding(**item) for item in value["findings"])
+        return cls(**data)
