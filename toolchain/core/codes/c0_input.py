@@ -1,8 +1,4 @@
-"""The catalogue of numbered errors and findings, for ``toolchain explain CODE``. One line title, then what to do.
-
-Ranges: 0xx input and files, 1xx planning, 2xx quantization, 3xx verification, 4xx build, 5xx runtime, 6xx Triton and
-serving, 7xx benchmarks.
-"""
+"""Input and files."""
 
 from __future__ import annotations
 
@@ -20,7 +16,4 @@ CODES: dict[str, tuple[str, str]] = {
         "Not enough disk space",
         "The plan says what will be written (checkpoint_bytes). Free space, or write to a larger disk.",
     ),
-    "TC-101": ("Unknown format", "`toolchain list formats` shows what exists."),
-    "TC-102": ("Unknown GPU", "`toolchain list gpus` shows what exists."),
-    "TC-501": ("Bad sampling parameters", "The message lists each parameter with the range that was expected."),
 }

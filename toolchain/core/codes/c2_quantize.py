@@ -1,0 +1,6 @@
+"""Quantization."""
+
+from __future__ import annotations
+
+CODES: dict[str, tuple[str, str]] = {
+}

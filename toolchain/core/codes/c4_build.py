@@ -1,0 +1,6 @@
+"""Building engine bundles."""
+
+from __future__ import annotations
+
+CODES: dict[str, tuple[str, str]] = {
+}

@@ -1,0 +1,6 @@
+"""Triton repositories and serving."""
+
+from __future__ import annotations
+
+CODES: dict[str, tuple[str, str]] = {
+}

@@ -1,0 +1,6 @@
+"""Benchmarks."""
+
+from __future__ import annotations
+
+CODES: dict[str, tuple[str, str]] = {
+}
