@@ -1,0 +1,87 @@
+"""NVFP4 arithmetic: E2M1 elements, E4M3 scale per block of 16, FP32 scale per tensor.
+
+Source: ModelOpt 0.47 ``qtensor/nvfp4_tensor.py`` (rounding to nearest, ties to even mantissa; block scale clamped to
+[2**-9, 448]; an all-zero block has scale 1). Bit-exact with it (tests/test_codecs.py).
+"""
+
+from __future__ import annotations
+
+import torch
+
+BLOCK = 16
+E2M1_MAX = 6.0
+E4M3_MAX = 448.0
+E4M3_TINY = 2.0**-9
+"""Smallest subnormal of E4M3."""
+VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Magnitudes of the codes 0..7; bit 3 is the sign."""
+_TIES_DOWN = (0.25, 1.25, 2.5, 5.0)
+"""Midpoints whose even neighbour is the lower one: only larger magnitudes round up."""
+_TIES_UP = (0.75, 1.75, 3.5)
+
+
+def global_scale(amax: torch.Tensor) -> torch.Tensor:
+    """``weight_scale_2`` or ``input_scale`` from an amax: amax / (6 * 448), float32."""
+    return amax.float() / (E2M1_MAX * E4M3_MAX)
+
+
+def block_scales(x: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    """[..., K] -> E4M3 scales [..., K/16] under the tensor scale ``scale_2``."""
+    amax = x.unflatten(-1, (-1, BLOCK)).abs().amax(-1).float()
+    scales = amax / (E2M1_MAX * scale_2)
+    scales[scales == 0] = 1.0
+    return scales.clamp_(E4M3_TINY, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def magnitude_codes(magnitude: torch.Tensor) -> torch.Tensor:
+    """Non-negative float32 -> uint8 codes 0..7 (saturating at 6)."""
+    codes = torch.zeros(magnitude.shape, dtype=torch.uint8, device=magnitude.device)
+    for tie in _TIES_DOWN:
+        codes += magnitude > tie
+    for tie in _TIES_UP:
+        codes += magnitude >= tie
+    return codes
+
+
+def encode(x: torch.Tensor, scales: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    """[..., K] with its block scales -> uint8 codes [..., K] (sign in bit 3)."""
+    scaled = (x.unflatten(-1, (-1, BLOCK)) / (scales.float() * scale_2).unsqueeze(-1)).flatten(-2)
+    negative = scaled < 0
+    return magnitude_codes(scaled.abs_()) | (negative.to(torch.uint8) << 3)
+
+
+def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
+    """[..., K] codes -> [..., K/2] bytes, even elements in the low nibble."""
+    return (codes[..., 1::2] << 4) | codes[..., 0::2]
+
+
+def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """Inverse of ``pack_nibbles``."""
+    return torch.stack((packed & 0x0F, packed >> 4), dim=-1).flatten(-2)
+
+
+def decode(codes: torch.Tensor, scales: torch.Tensor, scale_2: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 codes [..., K] -> values in ``dtype``."""
+    table = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.float32, device=codes.device)
+    values = table[codes.int()].unflatten(-1, (-1, BLOCK))
+    return (values * (scales.float() * scale_2).unsqueeze(-1)).flatten(-2).to(dtype)
+
+
+def fake_quantize(x: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    """[..., K] -> the values that NVFP4 with dynamic block scales would hold, same dtype."""
+    scales = block_scales(x, scale_2)
+    factor = (scales.float() * scale_2).unsqueeze(-1)
+    scaled = x.unflatten(-1, (-1, BLOCK)) / factor
+    rounded = _round_e2m1(scaled)
+    return (rounded * factor).flatten(-2).to(x.dtype)
+
+
+def _round_e2m1(scaled: torch.Tensor) -> torch.Tensor:
+    """float32 -> nearest E2M1 value, ties to even mantissa, by adding and removing a power of two per binade.
+
+    The step is 0.5 below 2, 1 in [2, 4), 2 above; ``round`` ties to even, which is E2M1's even mantissa in every binade.
+    """
+    magnitude = scaled.abs().clamp_(max=E2M1_MAX)
+    step = torch.full_like(magnitude, 0.5)
+    step.masked_fill_(magnitude >= 2.0, 1.0).masked_fill_(magnitude >= 4.0, 2.0)
+    return torch.copysign((magnitude / step).round_() * step, scaled)
