@@ -1,8 +1,8 @@
 """A Family says how one model family names its parts. Declarations and name arithmetic only: no torch here.
 
 All patterns speak *checkpoint* names: the tensor names of the safetensors files on the hub, without the final
-``.weight`` or ``.bias``. ``to_checkpoint`` and ``to_module`` translate to the module paths of transformers 5, where
-those differ (Mixtral stores ``block_sparse_moe.experts.3.w1`` and runs ``mlp.experts``).
+``.weight`` or ``.bias``. ``to_checkpoint`` and ``to_module`` translate to the module paths of transformers 5,
+where those differ (Mixtral stores ``block_sparse_moe.experts.3.w1`` and runs ``mlp.experts``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from toolchain.core.roles import Role
 ExpertStorage = Literal["per_expert", "fused_in_out"]
 """How the source checkpoint stores routed experts.
 
-``per_expert``: one [out, in] matrix per expert and projection. ``fused_in_out``: 3-D ``gate_up_proj`` [E, in, 2*I] and
-``down_proj`` [E, I, in], input dimension first (gpt-oss, Llama 4).
+``per_expert``: one [out, in] matrix per expert and projection. ``fused_in_out``: 3-D ``gate_up_proj`` [E, in,
+2*I] and ``down_proj`` [E, I, in], input dimension first (gpt-oss, Llama 4).
 """
 
 
@@ -68,25 +68,31 @@ class Family:
         return _classify(self, name)
 
     def to_checkpoint(self, module_path: str) -> str:
-        """transformers 5 module path (after unfusing experts) -> checkpoint name."""
+        """transformers 5 module path (after unfusing experts) -> checkpoint name.
+
+        Suffixes stay as they are.
+        """
         for module, stored in self.module_renames:
             module_path = module_path.replace(module, stored)
-        gate, up, down = self.gate_up_down
-        if self.num_experts_key and re.search(self.expert_pattern, module_path):
-            head, _, last = module_path.rpartition(".")
-            module_path = f"{head}.{ {'gate_proj': gate, 'up_proj': up, 'down_proj': down}.get(last, last) }"
-        return module_path
+        return self._rename_projections(module_path, ("gate_proj", "up_proj", "down_proj"), self.gate_up_down)
 
     def to_module(self, checkpoint_name: str) -> str:
-        """Checkpoint name -> transformers 5 module path (after unfusing experts)."""
-        gate, up, down = self.gate_up_down
-        if self.num_experts_key and re.search(self.expert_pattern, checkpoint_name):
-            pieces = checkpoint_name.split(".")
-            back = {gate: "gate_proj", up: "up_proj", down: "down_proj"}
-            checkpoint_name = ".".join(back.get(piece, piece) for piece in pieces)
+        """Checkpoint name -> transformers 5 module path (after unfusing experts).
+
+        Suffixes stay as they are.
+        """
+        name = self._rename_projections(
+            checkpoint_name, self.gate_up_down, ("gate_proj", "up_proj", "down_proj")
+        )
         for module, stored in reversed(self.module_renames):
-            checkpoint_name = checkpoint_name.replace(stored, module)
-        return checkpoint_name
+            name = name.replace(stored, module)
+        return name
+
+    def _rename_projections(self, name: str, old: tuple[str, ...], new: tuple[str, ...]) -> str:
+        if not self.num_experts_key or not re.search(self.expert_pattern, name):
+            return name
+        renamed = dict(zip(old, new, strict=True))
+        return ".".join(renamed.get(piece, piece) for piece in name.split("."))
 
     def fused_siblings(self, projection: str) -> tuple[str, ...]:
         """The projections that a runtime fuses with ``projection`` (itself included); itself alone if none."""
@@ -109,8 +115,19 @@ def _classify(family: Family, name: str) -> Part:
 
 
 NORM_ROLES: tuple[tuple[str, Role], ...] = (
+    # A vision or audio tower has a q_proj of its own: set it aside before any decoder pattern can match.
+    (
+        r"(^|\.)(vision_model|vision_tower|visual|multi_modal_projector|mm_projector|audio_tower)\.",
+        Role.OTHER,
+    ),
     (r"norm\d?$", Role.NORM),
     (r"(embed_tokens|wte|word_embeddings)$", Role.EMBEDDING),
     (r"lm_head$", Role.LM_HEAD),
 )
 """The start of every family's ``roles``: what all decoders share."""
+
+FUSED_EXPERTS_REFUSED = (
+    "its checkpoint stores the experts of a layer as one 3-D tensor with the input dimension first, and "
+    "quantizing that storage per expert is not supported yet"
+)
+"""``refuses`` of every family with ``fused_in_out`` storage."""

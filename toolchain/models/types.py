@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -33,7 +33,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearInfo:
-    """One matrix that a matmul uses: the unit that a format is assigned to. Fused 3-D experts count one per expert."""
+    """One matrix of a matmul: what a format is assigned to. Fused 3-D experts count one per expert."""
 
     name: str
     """Checkpoint module name without ``.weight``."""
@@ -91,6 +91,20 @@ class ModelInfo:
         return self.num_experts > 0
 
     @property
+    def num_hidden_layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """``quantization_config`` of a source that is already quantized."""
+        found = self.config.get("quantization_config")
+        return found if isinstance(found, dict) and found else None
+
+    def part(self, name: str) -> Part:
+        """Like ``family.classify``; layers past ``num_hidden_layers`` (multi-token prediction) are OTHER."""
+        return decoder_part(self.family, name, self.num_hidden_layers)
+
+    @property
     def parameters(self) -> int:
         return sum(tensor.parameters for tensor in self.tensors)
 
@@ -100,3 +114,11 @@ class ModelInfo:
 
     def by_role(self, role: Role) -> Iterator[LinearInfo]:
         return (linear for linear in self.linears if linear.part.role is role)
+
+
+def decoder_part(family: Family, name: str, num_hidden_layers: int) -> Part:
+    """What ``name`` is in a decoder of ``num_hidden_layers`` layers."""
+    part = family.classify(name)
+    if part.layer is not None and part.layer >= num_hidden_layers:
+        return replace(part, role=Role.OTHER, expert=None)
+    return part
