@@ -3,4 +3,14 @@
 from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
+    "TC-701": ("Bad benchmark settings", "The message lists each setting with what was expected."),
+    "TC-702": (
+        "The server cannot be reached or does not answer",
+        "Start it with `toolchain serve`, check the address.",
+    ),
+    "TC-703": (
+        "The engine's tokenizer cannot be loaded",
+        "Tokens are counted with it. Give the engine (or its checkpoint directory) that the server runs.",
+    ),
+    "TC-704": ("Every request of a benchmark failed", "The first error is shown; the server's log has more."),
 }

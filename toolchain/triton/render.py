@@ -1,0 +1,158 @@
+"""Writes the Triton model repository of an engine: complete and linted under its name, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from toolchain.core.errors import FindingsError, UsageError
+from toolchain.core.files import atomic_directory
+from toolchain.core.findings import errors
+from toolchain.triton.contract import INPUTS, MODEL_NAME, OUTPUTS
+from toolchain.triton.engine_dir import EngineDir, read_engine_dir
+from toolchain.triton.lint import lint_repository
+
+TEMPLATES = Path(__file__).parent / "templates"
+CANCELLATION_CHECK_PERIOD_MS = 100
+"""How often running requests are asked whether their client has gone; the default of the llmapi model."""
+
+
+def render_repository(
+    engine_dir: Path,
+    output: Path,
+    *,
+    force: bool = False,
+    python: str | None = None,
+    served_engine_dir: Path | None = None,
+    instances: int = 1,
+    gpu_device_ids: str = "",
+    ready_timeout_s: int = 1800,
+) -> Path:
+    """Write the model repository of ``engine_dir`` to ``output`` and return ``output``.
+
+    ``python``: interpreter that runs the engine process of target ``local`` (default: the running one).
+    ``served_engine_dir``: where the server sees the engine, when that is elsewhere (a mount in a container).
+    ``instances`` and ``gpu_device_ids`` (``"0,1;2,3"``): target ``trtllm``, one LLM per instance.
+    ``ready_timeout_s``: target ``local``, how long loading the engine may take.
+
+    Raises UsageError for a bad engine directory, an occupied output or options that do not fit the target,
+    and FindingsError when the result fails its own lint.
+    """
+    engine = read_engine_dir(engine_dir)
+    if engine.target == "local" and (instances != 1 or gpu_device_ids):
+        raise UsageError(
+            f"target local runs one engine process that batches by itself; got instances={instances}, "
+            f"gpu_device_ids={gpu_device_ids!r}",
+            hint="several instances are for target trtllm",
+            code="TC-608",
+        )
+    seen_by_server = (served_engine_dir or engine.path).absolute()
+    with atomic_directory(output, force=force) as partial:
+        model_dir = partial / MODEL_NAME
+        (model_dir / "1").mkdir(parents=True)
+        if engine.target == "local":
+            _write_local(engine, model_dir, seen_by_server, python or sys.executable, ready_timeout_s)
+        else:
+            _write_trtllm(engine, model_dir, seen_by_server, instances, gpu_device_ids)
+        problems = errors(lint_repository(partial, check_paths=served_engine_dir is None))
+        if problems:
+            raise FindingsError(
+                f"the rendered repository of {engine.name} is not valid", problems, code="TC-602"
+            )
+    return output
+
+
+def _write_local(engine: EngineDir, model_dir: Path, seen: Path, python: str, ready_timeout_s: int) -> None:
+    _copy_templates("local", model_dir / "1")
+    config = _model_config()
+    config.model_transaction_policy.decoupled = True
+    parameters = {
+        "engine_dir": str(seen),
+        "python": python,
+        "ready_timeout_s": str(ready_timeout_s),
+        "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),
+    }
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    _write_config(config, engine, model_dir)
+
+
+def _write_trtllm(
+    engine: EngineDir, model_dir: Path, seen: Path, instances: int, gpu_device_ids: str
+) -> None:
+    _copy_templates("trtllm", model_dir / "1")
+    config = _model_config()
+    config.instance_group[0].count = instances
+    if gpu_device_ids:
+        config.parameters["gpu_device_ids"].string_value = gpu_device_ids
+    _write_config(config, engine, model_dir)
+    _write_model_yaml(engine, model_dir / "1" / "model.yaml", seen)
+
+
+def _copy_templates(target: str, version_dir: Path) -> None:
+    for folder in ("shared", target):
+        for source in sorted((TEMPLATES / folder).glob("*.py")):
+            shutil.copyfile(source, version_dir / source.name)
+
+
+def _model_config() -> Any:
+    """``inference.ModelConfig`` with the contract's inputs and outputs on one instance of the Python backend.
+
+    KIND_CPU for both targets: the stub process itself uses no GPU; the engine that it starts does.
+    """
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    config = pb.ModelConfig(name=MODEL_NAME, backend="python")
+    for tensor in INPUTS:
+        config.input.add(
+            name=tensor.name,
+            data_type=pb.DataType.Value(tensor.data_type),
+            dims=tensor.dims,
+            optional=tensor.optional,
+        )
+    for tensor in OUTPUTS:
+        config.output.add(name=tensor.name, data_type=pb.DataType.Value(tensor.data_type), dims=tensor.dims)
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    return config
+
+
+def _write_config(config: Any, engine: EngineDir, model_dir: Path) -> None:
+    from google.protobuf import text_format
+
+    heading = f"# Rendered by `toolchain triton` for engine {engine.name} (target {engine.target}).\n"
+    (model_dir / "config.pbtxt").write_text(heading + text_format.MessageToString(config), encoding="utf-8")
+
+
+def _write_model_yaml(engine: EngineDir, path: Path, seen: Path) -> None:
+    """The engine's LLM() arguments, the checkpoint's absolute path, and what Triton reads by auto-complete.
+
+    ``max_batch_size`` 0: requests come one by one and TensorRT-LLM batches them in flight.
+    """
+    import yaml
+
+    source = engine.path / "llm_args.yaml"
+    if not source.is_file():
+        raise UsageError(
+            f"{source} is missing: target trtllm needs it", hint="build the engine again", code="TC-611"
+        )
+    try:
+        llm_args = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source} is not valid YAML: {error}", code="TC-611") from error
+    if not isinstance(llm_args, dict):
+        raise UsageError(
+            f"{source} holds a {type(llm_args).__name__}, expected LLM() arguments", code="TC-611"
+        )
+    checkpoint = seen / engine.manifest["checkpoint"]
+    document = {
+        **llm_args,
+        "model": str(checkpoint),
+        "triton_config": {
+            "max_batch_size": 0,
+            "decoupled": True,
+            "cancellation_check_period_ms": CANCELLATION_CHECK_PERIOD_MS,
+        },
+    }
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,215 @@
+"""A tritonserver process: started on a model repository, known to answer, stopped without leaving anything
+behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from toolchain.core.errors import ToolchainError
+from toolchain.core.progress import Progress, Silent
+from toolchain.triton.client import GenerateClient, RequestFailed
+from toolchain.triton.install import require_server
+from toolchain.triton.ports import check_free, choose_free
+from toolchain.triton.sessions import end_session
+
+LOOPBACK = "127.0.0.1"
+POLL_S = 0.1
+LOG_TAIL_LINES = 30
+SHM = Path("/dev/shm")
+
+
+class TritonServer:
+    """Context manager of a tritonserver that serves ``repository``.
+
+    Ports of 0 are chosen free. ``log_file`` defaults to ``<repository>.log`` beside the repository.
+    ``exit_timeout_s`` (>= 5) is how long running requests may take to end after ``stop``.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        address: str = LOOPBACK,
+        log_file: Path | None = None,
+        ready_timeout_s: float = 1800.0,
+        exit_timeout_s: int = 10,
+        progress: Progress | None = None,
+    ) -> None:
+        self.repository = repository.absolute()
+        self.address = address
+        self.log_file = log_file or self.repository.with_name(f"{self.repository.name}.log")
+        self.process: subprocess.Popen[bytes] | None = None
+        self._wanted_ports = (http_port, grpc_port, metrics_port)
+        self._ready_timeout_s = ready_timeout_s
+        self._exit_timeout_s = max(5, exit_timeout_s)
+        self._progress = progress or Silent()
+        self._shm_prefix = f"toolchain_{os.getpid()}_{secrets.token_hex(4)}_"
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self._client_host}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port, as tritonclient wants it."""
+        return f"{self._client_host}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self._client_host}:{self.metrics_port}/metrics"
+
+    @property
+    def _client_host(self) -> str:
+        return LOOPBACK if self.address in ("0.0.0.0", "") else self.address
+
+    def start(self) -> Self:
+        """Start it and wait for an answer to a real inference.
+
+        Raises UsageError for a port in use, ToolchainError (with the end of the log) when it exits or stays
+        silent.
+        """
+        installation = require_server()
+        check_free(self.address, *self._wanted_ports)
+        self.http_port, self.grpc_port, self.metrics_port = choose_free(self.address, *self._wanted_ports)
+        command = [str(installation.binary), *installation.arguments, *self._arguments()]
+        self._progress.note(f"starting {installation.description}; log: {self.log_file}")
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("wb") as log:
+            self.process = self._spawn(command, installation.environ(), log)
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def _arguments(self) -> list[str]:
+        """Never ``--disable-auto-complete-config``: the llmapi layout gets its batch size and policy that
+        way."""
+        arguments = [f"--model-repository={self.repository}", f"--exit-timeout-secs={self._exit_timeout_s}"]
+        for name in ("http", "grpc", "metrics"):
+            arguments += [
+                f"--{name}-address={self.address}",
+                f"--{name}-port={getattr(self, f'{name}_port')}",
+            ]
+        # A prefix of its own, so that cleaning up cannot hit the shared memory of another server.
+        arguments += [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
+        if not Path("/dev/nvidiactl").exists():
+            arguments += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+            arguments += ["--cuda-memory-pool-byte-size=0:0"]
+        return arguments
+
+    def _spawn(
+        self, command: list[str], environment: dict[str, str], log: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        """In a session of its own: Ctrl-C reaches only us, and all its processes can be found again."""
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + self._ready_timeout_s
+        while not self._reports_ready():
+            self.check_running()
+            if time.monotonic() > deadline:
+                raise self._silent("is not ready")
+            time.sleep(POLL_S)
+        try:
+            self.probe(timeout_s=max(1.0, deadline - time.monotonic()))
+        except RequestFailed as error:
+            self.check_running()
+            raise self._silent(f"is ready but fails a first inference ({error.message})") from error
+
+    def _reports_ready(self) -> bool:
+        import requests
+
+        try:
+            return requests.get(f"{self.http_url}/v2/health/ready", timeout=2.0).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def probe(self, *, timeout_s: float) -> str:
+        """One token of text from the model; RequestFailed otherwise. Readiness alone says nothing about the
+        model."""
+        with GenerateClient(self.grpc_url) as client:
+            pieces = client.stream("probe", timeout_s=timeout_s, sampling_param_max_tokens=1)
+            return "".join(piece.text for piece in pieces)
+
+    def check_running(self) -> None:
+        """ToolchainError with the end of the log when the process has ended."""
+        if self.process is None or self.process.poll() is None:
+            return
+        raise ToolchainError(
+            f"tritonserver ended with status {self.process.returncode}; {self._log_end()}",
+            code="TC-622",
+        )
+
+    def _silent(self, what: str) -> ToolchainError:
+        return ToolchainError(
+            f"tritonserver {what} after {self._ready_timeout_s:g} s; {self._log_end()}", code="TC-623"
+        )
+
+    def _log_end(self) -> str:
+        return f"the end of {self.log_file}:\n{self.log_tail()}"
+
+    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        text = self.log_file.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """SIGTERM, wait for running requests, then make sure that no process and no shared memory is left.
+
+        Raises ToolchainError when it had to be killed.
+        """
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        clean = True
+        try:
+            self.process.wait(self._exit_timeout_s + 10)
+        except subprocess.TimeoutExpired:
+            clean = False
+        self._kill()
+        if not clean:
+            raise ToolchainError(
+                f"tritonserver did not stop within {self._exit_timeout_s + 10} s and was killed",
+                hint=f"see {self.log_file}",
+                code="TC-625",
+            )
+
+    def _kill(self) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        end_session(process.pid)
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            with contextlib.suppress(FileNotFoundError):
+                region.unlink()

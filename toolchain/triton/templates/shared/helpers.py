@@ -1,0 +1,127 @@
+"""Reads one request of the tensorrt_llm model and writes its answers. Used by model.py of both targets.
+
+Runs inside Triton's Python stub: standard library, numpy and triton_python_backend_utils only. The server
+checks neither that text_input is there nor that every tensor has one element, so everything is checked here.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+INTEGERS = ("max_tokens", "top_k", "best_of", "seed")
+FLOATS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+BOOLEANS = ("ignore_eos", "exclude_input_from_output", "return_perf_metrics")
+FLAGS = ("streaming", "return_finish_reason", "return_stop_reason", "return_cumulative_logprob", "stop")
+
+
+class BadRequest(Exception):
+    """The client's mistake: answered with INVALID_ARG (HTTP 400)."""
+
+
+@dataclass
+class GenerateRequest:
+    """One request, checked. ``params`` holds only what the client gave, by its name without
+    ``sampling_param_``."""
+
+    request_id: str
+    text_input: str = ""
+    streaming: bool = False
+    return_finish_reason: bool = False
+    return_stop_reason: bool = False
+    return_cumulative_logprob: bool = False
+    stop: bool = False
+    """Not a generation, but the wish to end the one with the same request id."""
+    params: dict = field(default_factory=dict)
+
+
+def read_request(request):
+    """GenerateRequest of a pb_utils.InferenceRequest; raises BadRequest."""
+    _refuse_unknown_parameters(request)
+    values = {name: _scalar(request, name, bool) for name in FLAGS}
+    flags = {name: value for name, value in values.items() if value is not None}
+    if flags.get("stop"):
+        return GenerateRequest(request_id=request.request_id(), **flags)
+    prompts = _strings(request, "text_input")
+    if prompts is None:
+        raise BadRequest("text_input is missing: expected one string")
+    if len(prompts) != 1:
+        raise BadRequest(f"text_input holds {len(prompts)} strings: expected one for each request")
+    params = {}
+    for names, kind in ((INTEGERS, int), (FLOATS, float), (BOOLEANS, bool)):
+        for name in names:
+            value = _scalar(request, f"sampling_param_{name}", kind)
+            if value is not None:
+                params[name] = value
+    stop_strings = _strings(request, "sampling_param_stop")
+    if stop_strings is not None:
+        params["stop"] = stop_strings
+    return GenerateRequest(request_id=request.request_id(), text_input=prompts[0], params=params, **flags)
+
+
+def _refuse_unknown_parameters(request):
+    """/generate turns JSON keys that are no input into request parameters instead of refusing them."""
+    known = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "binary_data_output")
+    text = request.parameters() if hasattr(request, "parameters") else ""
+    given = json.loads(text or "{}")
+    unknown = sorted(key for key in given if key not in known and not key.startswith("triton_"))
+    if unknown:
+        raise BadRequest(
+            f"unknown request fields: {', '.join(unknown)}; sampling parameters are called "
+            "sampling_param_max_tokens, sampling_param_temperature, ..."
+        )
+
+
+def _scalar(request, name, kind):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    array = tensor.as_numpy()
+    if array.size != 1:
+        raise BadRequest(f"{name} has {array.size} elements: expected one")
+    value = kind(array.reshape(-1)[0])
+    if kind is float and not np.isfinite(value):
+        raise BadRequest(f"{name} is {value}: expected a finite number")
+    return value
+
+
+def _strings(request, name):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    items = tensor.as_numpy().reshape(-1)
+    try:
+        return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{name} is not UTF-8 text: {error}") from error
+
+
+def text_response(text, **extra):
+    """InferenceResponse with ``text_output`` and further outputs: name -> str, int or float."""
+    tensors = [_string_tensor("text_output", text)]
+    for name, value in extra.items():
+        if isinstance(value, str):
+            tensors.append(_string_tensor(name, value))
+        elif isinstance(value, float):
+            tensors.append(pb_utils.Tensor(name, np.array([value], dtype=np.float32)))
+        else:
+            dtype = np.int64 if name.endswith("_time_ns") else np.int32
+            tensors.append(pb_utils.Tensor(name, np.array([value], dtype=dtype)))
+    return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _string_tensor(name, text):
+    return pb_utils.Tensor(name, np.array([text.encode("utf-8")], dtype=np.object_))
+
+
+def error_response(message, kind="internal"):
+    """InferenceResponse of an error. ``kind``: invalid_argument, unavailable, cancelled or internal."""
+    codes = {
+        "invalid_argument": pb_utils.TritonError.INVALID_ARG,
+        "unavailable": pb_utils.TritonError.UNAVAILABLE,
+        "cancelled": pb_utils.TritonError.CANCELLED,
+    }
+    error = pb_utils.TritonError(message, codes.get(kind, pb_utils.TritonError.INTERNAL))
+    return pb_utils.InferenceResponse(error=error)

@@ -1,0 +1,244 @@
+"""Triton model of target trtllm: TensorRT-LLM's LLM API behind the published ``llmapi`` inputs and outputs.
+
+Reads 1/model.yaml (or the file that LLM_CONFIG_PATH names): LLM() arguments, and ``triton_config`` with
+max_batch_size, decoupled and cancellation_check_period_ms. Streaming answers hold the new piece of text each,
+as target local does.
+"""
+
+import asyncio
+import json
+import os
+import queue
+import threading
+from dataclasses import dataclass
+
+import triton_python_backend_utils as pb_utils
+import yaml
+from helpers import FINAL, BadRequest, GenerateRequest, error_response, read_request, text_response
+from llm_outputs import requested_outputs
+
+MPI_JOB_PREFIXES = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_MCA_orte_", "ORTE_", "PMIX_", "PMI_")
+"""A server started by mpirun hands these on; LLM() starts an MPI job of its own, which they would confuse."""
+MPI_SETTINGS = ("PMIX_MCA_",)
+"""Settings of the site, not of a job: kept."""
+
+
+def read_model_yaml():
+    """(LLM() arguments, triton_config). Raises TritonModelException."""
+    name = os.environ.get("LLM_CONFIG_PATH", "model.yaml")
+    path = os.path.join(pb_utils.get_model_dir(), name)
+    try:
+        with open(path, encoding="utf-8") as handle:
+            document = yaml.safe_load(handle)
+        triton_config = document.pop("triton_config")
+        int(triton_config["max_batch_size"]), bool(triton_config["decoupled"])
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise pb_utils.TritonModelException(
+            f"{path}: expected LLM() arguments and triton_config {{max_batch_size, decoupled}}: {error!r}"
+        ) from error
+    return document, triton_config
+
+
+@dataclass
+class Running:
+    """A request that the LLM is working on."""
+
+    request: GenerateRequest
+    sender: object
+    result: object
+    finished: bool = False
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        _, triton_config = read_model_yaml()
+        auto_complete_model_config.set_max_batch_size(int(triton_config["max_batch_size"]))
+        auto_complete_model_config.set_model_transaction_policy(
+            {"decoupled": bool(triton_config["decoupled"])}
+        )
+        return auto_complete_model_config
+
+    def initialize(self, args):
+        llm_args, triton_config = read_model_yaml()
+        self._decoupled = bool(triton_config["decoupled"])
+        self._period_s = int(triton_config.get("cancellation_check_period_ms", 100)) / 1000.0
+        model = str(llm_args.get("model", ""))
+        if os.path.isabs(model) and not os.path.isdir(model):
+            raise pb_utils.TritonModelException(
+                f"{model} does not exist; this repository was rendered for another place: "
+                "run `toolchain triton` again"
+            )
+        if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+            raise pb_utils.TritonModelException(
+                "started by mpirun with several ranks: start one tritonserver, LLM() starts the ranks itself"
+            )
+        for key in list(os.environ):
+            if key.startswith(MPI_JOB_PREFIXES) and not key.startswith(MPI_SETTINGS):
+                del os.environ[key]
+        llm_args.update(_choose_gpus(json.loads(args["model_config"]), args.get("model_instance_name", "")))
+        self._running = {}
+        self._lock = threading.Lock()
+        self._finalizing = threading.Event()
+        self._outbox = queue.Queue()
+        self._start(llm_args)
+        self._threads = [
+            threading.Thread(target=self._send_answers),
+            threading.Thread(target=self._watch_cancellations),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _start(self, llm_args):
+        """Start the LLM inside the thread whose event loop will read its answers: it binds its queues to that
+        loop."""
+        # Imported only now: tensorrt_llm opens the GPUs, which CUDA_VISIBLE_DEVICES must have chosen before.
+        from tensorrt_llm import LLM, SamplingParams
+
+        self._sampling_params = SamplingParams
+        self._loop = asyncio.new_event_loop()
+        self._loop_thread = threading.Thread(target=self._loop.run_forever)
+        self._loop_thread.start()
+
+        async def make():
+            return await self._loop.run_in_executor(None, lambda: LLM(**_typed(llm_args)))
+
+        try:
+            self._llm = asyncio.run_coroutine_threadsafe(make(), self._loop).result()
+        except Exception as error:
+            self._end_loop()
+            raise pb_utils.TritonModelException(f"LLM() failed: {error!r}") from error
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                parsed = read_request(request)
+                if parsed.streaming and not self._decoupled:
+                    raise BadRequest("streaming needs `decoupled: true` under triton_config in model.yaml")
+                if parsed.stop:
+                    self._stop(parsed.request_id, sender)
+                    continue
+            except BadRequest as error:
+                self._put(sender, error_response(str(error), "invalid_argument"), FINAL)
+                continue
+            asyncio.run_coroutine_threadsafe(self._generate(parsed, sender), self._loop)
+
+    async def _generate(self, request, sender):
+        """Drive one generation; every way out gives exactly one final response."""
+        try:
+            params = self._sampling_params(**request.params)
+            result = self._llm.generate_async(request.text_input, params, streaming=request.streaming)
+        except (TypeError, ValueError) as error:
+            self._put(sender, error_response(str(error), "invalid_argument"), FINAL)
+            return
+        running = Running(request=request, sender=sender, result=result)
+        with self._lock:
+            self._running[id(running)] = running
+        try:
+            await self._forward(running)
+        except Exception as error:  # noqa: BLE001 - whatever the LLM raises must reach the client, or it waits for ever
+            self._finish(running, error_response(f"generation failed: {error!r}"))
+
+    async def _forward(self, running):
+        sent = 0
+        async for output in running.result:
+            completion = output.outputs[0]
+            # ``text`` is all text so far.
+            piece = completion.text[sent:]
+            if output.finished:
+                self._finish(running, text_response(piece, **requested_outputs(completion, running.request)))
+                return
+            if running.request.streaming and piece and not running.finished:
+                sent += len(piece)
+                self._put(running.sender, text_response(piece), 0)
+        self._finish(running, error_response("the LLM ended the answer without finishing it"))
+
+    def _finish(self, running, response):
+        """Send the final response, unless a cancellation was faster."""
+        with self._lock:
+            if running.finished:
+                return
+            running.finished = True
+            self._running.pop(id(running), None)
+        self._put(running.sender, response, FINAL)
+
+    def _put(self, sender, response, flags):
+        self._outbox.put((sender, response, flags))
+
+    def _send_answers(self):
+        """Sending blocks until the server has taken the answer: not something for the event loop to wait
+        for."""
+        while (item := self._outbox.get()) is not None:
+            sender, response, flags = item
+            try:
+                sender.send(response, flags=flags)
+            except pb_utils.TritonModelException as error:
+                pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")
+
+    def _watch_cancellations(self):
+        while not self._finalizing.wait(self._period_s):
+            for running in self._snapshot():
+                if running.sender.is_cancelled():
+                    self._cancel(running)
+
+    def _stop(self, request_id, sender):
+        if not request_id:
+            raise BadRequest("stop needs the id of the request that is to end")
+        for running in self._snapshot():
+            if running.request.request_id == request_id:
+                self._cancel(running)
+        self._put(sender, text_response(""), FINAL)
+
+    def _cancel(self, running):
+        running.result.abort()
+        self._finish(running, error_response("the request was cancelled", "cancelled"))
+
+    def _snapshot(self):
+        with self._lock:
+            return list(self._running.values())
+
+    def finalize(self):
+        self._finalizing.set()
+        for running in self._snapshot():
+            self._cancel(running)
+        self._llm.shutdown()
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._end_loop()
+
+    def _end_loop(self):
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop_thread.join()
+        self._loop.close()
+
+
+def _choose_gpus(config, instance_name):
+    """Give this instance its GPUs and return the LLM() arguments that follow from it."""
+    lists = config.get("parameters", {}).get("gpu_device_ids", {}).get("string_value", "")
+    groups = config.get("instance_group") or [{}]
+    count = sum(int(group.get("count", 1)) for group in groups)
+    if not lists:
+        if count > 1:
+            raise pb_utils.TritonModelException(f"{count} instances need gpu_device_ids, such as 0,1;2,3")
+        return {}
+    per_instance = lists.split(";")
+    suffix = instance_name.rsplit("_", 1)[-1]
+    index = int(suffix) if suffix.isdigit() else 0
+    if index >= len(per_instance):
+        raise pb_utils.TritonModelException(f"gpu_device_ids {lists!r} has no entry for instance {index}")
+    gpus = per_instance[index].replace(" ", "")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    # The MPI workers that LLM() spawns take theirs from this one.
+    os.environ["TRTLLM_VISIBLE_DEVICES"] = gpus
+    return {"gpus_per_node": len(gpus.split(","))}
+
+
+def _typed(llm_args):
+    """Nested mappings as the typed arguments that older versions want; newer ones convert by themselves."""
+    try:
+        from tensorrt_llm.llmapi.llm_utils import update_llm_args_with_extra_dict
+    except ImportError:
+        return llm_args
+    return update_llm_args_with_extra_dict({}, llm_args)
