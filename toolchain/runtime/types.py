@@ -1,4 +1,4 @@
-"""Requests and answers of the local engine: the contract between the runtime, its worker process and its callers."""
+"""Requests and answers of the local engine: the contract between runtime, worker process and callers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A piece of one answer. The last chunk of a request has ``finish_reason`` set (its text may be empty)."""
+    """A piece of one answer. The last one has ``finish_reason`` set (its text may be empty)."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     """Generated tokens that this chunk accounts for."""
     finish_reason: str | None = None
     """``stop`` (end token or stop string), ``length``, ``cancelled``; None while it goes on."""
+    prompt_tokens: int = 0
+    """Length of the request's prompt in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,5 +3,69 @@
 from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
-    "TC-501": ("Bad sampling parameters", "The message lists each parameter with the range that was expected."),
+    "TC-501": (
+        "Bad sampling parameters",
+        "The message lists each parameter with the range that was expected.",
+    ),
+    "TC-502": (
+        "The directory cannot be run",
+        "Give an engine directory (engine.json and checkpoint/) or a Hugging Face checkpoint "
+        "directory (config.json, safetensors, tokenizer). An engine without engine.json was not "
+        "finished: run `toolchain engine` again.",
+    ),
+    "TC-503": (
+        "The prompt was refused",
+        "It must hold at least one token, leave room for one more below max_seq_len, and use ids of "
+        "the vocabulary.",
+    ),
+    "TC-504": (
+        "The model failed while it generated",
+        "The engine goes on with other requests. Out of memory: lower --max-batch-size or "
+        "--max-seq-len. Otherwise run `toolchain verify` on the checkpoint.",
+    ),
+    "TC-505": (
+        "The waiting queue is full",
+        "Send again later, send fewer requests at a time, or run the engine with a larger batch.",
+    ),
+    "TC-506": (
+        "The engine is closed",
+        "The request came after close(), or the engine was closed while it ran.",
+    ),
+    "TC-507": (
+        "The device is not available",
+        "`toolchain doctor` shows what this machine has; --device auto takes the GPU if there is one, "
+        "else the CPU.",
+    ),
+    "TC-508": (
+        "The receiver of an answer failed",
+        "The on_chunk callback raised an exception. Only its own request was ended.",
+    ),
+    "TC-509": (
+        "Limits beyond what the engine was planned for",
+        "max_batch_size and max_seq_len may be lowered when an engine is loaded; to raise them, plan "
+        "and build again.",
+    ),
+    "TC-511": (
+        "A message to the worker cannot be understood",
+        "Messages are JSON objects, one per line; toolchain/runtime/README.md lists them.",
+    ),
+    "TC-520": (
+        "No text to evaluate on",
+        "Give --data a text file, a JSONL file with a `text` or `messages` field per line, or a "
+        "directory of such files.",
+    ),
+    "TC-521": (
+        "A line of the evaluation data cannot be read",
+        'Each line of a JSONL file is an object with "text" (a string) or "messages" (role and '
+        "content each).",
+    ),
+    "TC-522": (
+        "The two checkpoints do not share a vocabulary",
+        "KL and agreement compare distributions over the same tokens: give the baseline that the "
+        "checkpoint was made of.",
+    ),
+    "TC-523": (
+        "Bad evaluation settings",
+        "window >= 2 tokens, 1 <= stride <= window, and at least two tokens of data.",
+    ),
 }

@@ -1,0 +1,196 @@
+"""The local engine: an exported checkpoint that answers requests, on any CPU or GPU that PyTorch runs on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.runtime.detokenize import Detokenizer, special_ids
+from toolchain.runtime.location import Limits, locate, resolve_limits
+from toolchain.runtime.model import Runner, end_ids, load_model, load_tokenizer, resolve_device
+from toolchain.runtime.request import OnChunk, OnError, Request, RequestHandle
+from toolchain.runtime.scheduler import Scheduler
+from toolchain.runtime.types import Chunk, Completion, SamplingParams
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_WAITING = 1024
+"""Requests that wait for a free row before new ones are refused."""
+
+
+class LocalEngine:
+    """Generates for many callers at once; every method may be called from any thread. A context manager."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        device: torch.device,
+        limits: Limits,
+        end_ids: frozenset[int] = frozenset(),
+        name: str = "model",
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """``model``: a transformers causal LM in eval mode on ``device``. ``load`` makes all of these."""
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.limits = limits
+        self.end_ids = end_ids
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self._special = special_ids(tokenizer)
+        self._encoding = threading.Lock()
+        runner = Runner(model=model, device=device)
+        runner.probe()
+        self._scheduler = Scheduler(runner, max_batch_size=limits.max_batch_size, max_waiting=max_waiting)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        emulate_activations: bool = True,
+        max_batch_size: int | None = None,
+        max_seq_len: int | None = None,
+    ) -> LocalEngine:
+        """Load an engine directory (engine.json, checkpoint/) or a checkpoint directory.
+
+        ``dtype``: compute dtype, by default the checkpoint's. ``emulate_activations``: apply the activation
+        quantization of the target hardware. Raises UsageError or ToolchainError (TC-502, TC-507, TC-509).
+        """
+        location = locate(path)
+        target = resolve_device(device)
+        tokenizer = load_tokenizer(location.checkpoint)
+        model = load_model(
+            location.checkpoint, device=target, dtype=dtype, emulate_activations=emulate_activations
+        )
+        config = model.config.get_text_config()
+        limits = resolve_limits(
+            location, config.to_dict(), max_batch_size=max_batch_size, max_seq_len=max_seq_len
+        )
+        ends = end_ids(location.checkpoint, config, tokenizer)
+        return cls(model, tokenizer, device=target, limits=limits, end_ids=ends, name=location.name)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens (BOS) that the tokenizer puts around text."""
+        with self._encoding:  # fast tokenizers refuse concurrent use
+            return list(self.tokenizer(text)["input_ids"])
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation and the generation prompt: pass them to ``submit`` as they are."""
+        if not self.tokenizer.chat_template:
+            raise UsageError(
+                f"the tokenizer of {self.name} has no chat template",
+                hint="send a plain prompt",
+                code="TC-503",
+            )
+        with self._encoding:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        on_chunk: OnChunk,
+        *,
+        on_error: OnError | None = None,
+    ) -> RequestHandle:
+        """Queue a request and return at once. Callbacks run on the model thread: keep them short.
+
+        Raises UsageError for a prompt that cannot be taken (TC-503), ToolchainError when the queue is full
+        (TC-505) or the engine is closed (TC-506). Later failures go to ``on_error`` and
+        ``RequestHandle.result``.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        self._check_prompt(ids)
+        echo = "" if params.exclude_input_from_output else self._text_of(prompt, ids)
+        request = Request(
+            prompt_ids=ids,
+            echo=echo,
+            params=params,
+            detokenizer=Detokenizer(self.tokenizer, self._special, ids if echo else ()),
+            end_ids=self.end_ids,
+            budget=min(params.max_tokens, self.limits.max_seq_len - len(ids)),
+            on_chunk=on_chunk,
+            on_error=on_error,
+        )
+        self._scheduler.add(request)
+        return RequestHandle(request, self._scheduler.wake)
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
+        """Chunks as they come. Leaving the loop early cancels the request."""
+        chunks: queue.SimpleQueue[Chunk | ToolchainError] = queue.SimpleQueue()
+        handle = self.submit(prompt, params, chunks.put, on_error=chunks.put)
+        return self._receive(handle, chunks)
+
+    def _receive(
+        self, handle: RequestHandle, chunks: queue.SimpleQueue[Chunk | ToolchainError]
+    ) -> Iterator[Chunk]:
+        try:
+            while True:
+                item = chunks.get()
+                if isinstance(item, ToolchainError):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            handle.cancel()
+
+    def generate(self, prompt: str | Sequence[int], params: SamplingParams) -> Completion:
+        """The whole answer."""
+        return self.submit(prompt, params, lambda chunk: None).result()
+
+    def forward_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Logits [B, T, V] float32, on the engine's device, for unpadded ``input_ids`` [B, T] (int64)."""
+        import torch
+
+        def run() -> torch.Tensor:
+            # no_grad, not inference_mode: callers may go on computing with the result.
+            with torch.inference_mode(False), torch.no_grad():
+                logits: torch.Tensor = self.model(input_ids=input_ids.to(self.device), use_cache=False).logits
+                return logits.float()
+
+        result: torch.Tensor = self._scheduler.call(run)
+        return result
+
+    def close(self) -> None:
+        """End the model thread; unfinished requests fail with TC-506."""
+        self._scheduler.close()
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _text_of(self, prompt: str | Sequence[int], ids: list[int]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _check_prompt(self, ids: list[int]) -> None:
+        if not ids:
+            raise UsageError("the prompt is empty", hint="send at least one token", code="TC-503")
+        if len(ids) >= self.limits.max_seq_len:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, max_seq_len is {self.limits.max_seq_len} with the answer",
+                hint="shorten the prompt, or build an engine with a larger --max-seq-len",
+                code="TC-503",
+            )
+        unknown = [token for token in ids if not 0 <= token < self.vocab_size]
+        if unknown:
+            raise UsageError(f"token ids {unknown[:5]} are not in 0..{self.vocab_size - 1}", code="TC-503")

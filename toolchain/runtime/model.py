@@ -1,0 +1,133 @@
+"""What the runtime needs of a model: load it, and one forward over a left-padded batch."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.core.errors import ToolchainError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``: the GPU if there is one, else the CPU. Raises UsageError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N", code="TC-507"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices",
+            hint="use --device cpu, or run where a GPU is",
+            code="TC-507",
+        )
+    return device
+
+
+def load_model(
+    directory: Path, *, device: torch.device, dtype: torch.dtype | None, emulate_activations: bool
+) -> Any:
+    """The checkpoint as a transformers model with decoded weights, in eval mode, on ``device``."""
+    from toolchain.modeling.loading import load_checkpoint
+
+    return load_checkpoint(
+        directory, device=device, dtype=dtype, emulate_activations=emulate_activations
+    ).eval()
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer beside the checkpoint. Remote code stays off."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ToolchainError(
+            f"no usable tokenizer in {directory}: {error}",
+            hint="copy tokenizer.json and tokenizer_config.json of the source model there",
+            code="TC-502",
+        ) from error
+
+
+def end_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    """All ids that end an answer: generation_config.json, else config.json, else the tokenizer."""
+    from toolchain.core.files import read_json
+
+    file = directory / "generation_config.json"
+    found = read_json(file).get("eos_token_id") if file.is_file() else None
+    for candidate in (found, getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
+        if candidate is not None:
+            return frozenset(candidate if isinstance(candidate, list) else [candidate])
+    return frozenset()
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """Runs a model over batches whose rows end at the same column (padding on the left)."""
+
+    model: Any
+    device: torch.device
+    mergeable: bool = False
+    """Whether KV caches of several sequences can live in one batch (set by ``probe``)."""
+    _options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            self._options["logits_to_keep"] = 1
+
+    def probe(self) -> None:
+        """One forward over one token: a model that cannot run fails here; its cache tells how to batch it."""
+        import torch
+
+        from toolchain.runtime.kv import can_merge
+
+        with torch.inference_mode():
+            ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+            cache = getattr(self.model(input_ids=ids, use_cache=True), "past_key_values", None)
+        if cache is None:
+            raise ToolchainError(
+                f"{type(self.model).__name__} keeps no KV cache, the local runtime cannot generate with it",
+                code="TC-502",
+            )
+        self.mergeable = can_merge(cache)
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], past: Sequence[int], cache: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """Feed ``tokens[i]`` to row i, which has ``past[i]`` positions in ``cache``.
+
+        Returns the last logits [B, V] and the cache. Rows of ``tokens`` may differ in length only when all of
+        ``past`` are 0. ``cache`` None: the model makes its own.
+        """
+        import torch
+
+        new = max(len(row) for row in tokens)
+        width = max(past) + new
+        filled = torch.tensor(
+            [[done + len(row)] for done, row in zip(past, tokens, strict=True)], device=self.device
+        )
+        columns = torch.arange(width, device=self.device)[None, :]
+        padding = width - filled
+        output = self.model(
+            input_ids=torch.tensor(
+                [[0] * (new - len(row)) + list(row) for row in tokens], device=self.device
+            ),
+            attention_mask=(columns >= padding).long(),
+            position_ids=(columns - padding).clamp(min=0)[:, width - new :],
+            past_key_values=cache,
+            use_cache=True,
+            **self._options,
+        )
+        return output.logits[:, -1], output.past_key_values

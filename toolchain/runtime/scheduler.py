@@ -1,0 +1,199 @@
+"""Continuous batching: one thread runs the model, requests join and leave between two steps."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from toolchain.core.errors import ToolchainError
+from toolchain.runtime.batch import Batch
+from toolchain.runtime.model import Runner
+from toolchain.runtime.request import Request
+
+PREFILL_TOKENS = 4096
+"""Most prompt positions, padding included, of one prefill forward; a longer prompt goes alone. Bounds the
+memory of a prefill, and the time that running requests wait for it."""
+
+
+class Scheduler:
+    """Owns the model thread. Public methods may be called from any thread."""
+
+    def __init__(self, runner: Runner, *, max_batch_size: int, max_waiting: int) -> None:
+        self._runner = runner
+        self._max_batch_size = max_batch_size
+        self._max_waiting = max_waiting
+        self._waiting: deque[Request] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._batches: list[Batch] = []
+        """One batch for all requests; one per request for models whose caches cannot be merged."""
+        self._change = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
+        self._thread.start()
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises ToolchainError when the queue is full or the engine is closed."""
+        with self._change:
+            self._refuse_closed()
+            if len(self._waiting) >= self._max_waiting:
+                raise ToolchainError(
+                    f"{len(self._waiting)} requests are waiting already, the most that this engine queues",
+                    hint="send again later",
+                    code="TC-505",
+                )
+            self._waiting.append(request)
+            self._change.notify()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run ``function`` on the model thread between two steps and return its result."""
+        future: Future[Any] = Future()
+        with self._change:
+            self._refuse_closed()
+            self._calls.append((function, future))
+            self._change.notify()
+        return future.result()
+
+    def wake(self) -> None:
+        with self._change:
+            self._change.notify()
+
+    def close(self) -> None:
+        """Fail what is unfinished and end the thread."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _refuse_closed(self) -> None:
+        if self._closing:
+            raise _closed()
+
+    def _loop(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            while self._wait():
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 - the thread must outlive any failure of a turn
+                    self._fail_running(error)
+        self._drain()
+
+    def _wait(self) -> bool:
+        """Sleep until there is work; False when the engine closes."""
+        with self._change:
+            self._change.wait_for(lambda: self._closing or self._waiting or self._calls or self._batches)
+            return not self._closing
+
+    def _turn(self) -> None:
+        self._run_calls()
+        self._cancel()
+        for group in self._admit():
+            self._start(group)
+        for batch in self._batches:
+            self._step(batch)
+        for batch in self._batches:
+            batch.shrink()
+        self._batches = [batch for batch in self._batches if batch.requests]
+
+    def _run_calls(self) -> None:
+        with self._change:
+            calls, self._calls = self._calls, deque()
+        for function, future in calls:
+            try:
+                future.set_result(function())
+            except Exception as error:  # noqa: BLE001 - handed to the caller by the future
+                future.set_exception(error)
+
+    def _cancel(self) -> None:
+        with self._change:
+            gone = [request for request in self._waiting if request.cancelled.is_set()]
+            for request in gone:
+                self._waiting.remove(request)
+        running = [
+            request for batch in self._batches for request in batch.requests if request.cancelled.is_set()
+        ]
+        for request in gone + running:
+            request.finish("cancelled")
+        for batch in self._batches:
+            batch.shrink()
+        self._batches = [batch for batch in self._batches if batch.requests]
+
+    def _admit(self) -> list[list[Request]]:
+        """Take waiting requests into the free rows, oldest first, grouped for prefill."""
+        free = self._max_batch_size - sum(len(batch.requests) for batch in self._batches)
+        with self._change:
+            taken = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        groups: list[list[Request]] = []
+        # Sorted by length, so that neighbours need little padding.
+        for request in sorted(taken, key=lambda item: len(item.prompt_ids)):
+            width = len(request.prompt_ids)
+            fits = groups and width * (len(groups[-1]) + 1) <= PREFILL_TOKENS and self._runner.mergeable
+            if fits:
+                groups[-1].append(request)
+            else:
+                groups.append([request])
+        return groups
+
+    def _start(self, group: list[Request]) -> None:
+        try:
+            batch = Batch.prefill(self._runner, group)
+        except Exception as error:  # noqa: BLE001 - reported to the requests it concerns
+            if len(group) == 1:
+                group[0].fail(_failed("reading the prompt", error))
+                return
+            # One of them may be what the model cannot take: the others must not pay for it.
+            for request in group:
+                if not request.ended.is_set() and not request.generated:
+                    self._start([request])
+                else:
+                    request.fail(_failed("reading the prompt", error))
+            return
+        batch.shrink()
+        if not batch.requests:
+            return
+        if self._batches and self._runner.mergeable:
+            self._batches[0].absorb(batch)
+        else:
+            self._batches.append(batch)
+
+    def _step(self, batch: Batch) -> None:
+        try:
+            batch.step()
+        except Exception as error:  # noqa: BLE001 - reported to the requests it concerns
+            for request in batch.requests:
+                request.fail(_failed("generating", error))
+
+    def _fail_running(self, error: Exception) -> None:
+        for batch in self._batches:
+            for request in batch.requests:
+                request.fail(_failed("scheduling", error))
+        self._batches = []
+
+    def _drain(self) -> None:
+        with self._change:
+            waiting, self._waiting = list(self._waiting), deque()
+            calls, self._calls = list(self._calls), deque()
+        for request in waiting + [request for batch in self._batches for request in batch.requests]:
+            request.fail(_closed())
+        self._batches = []
+        for _, future in calls:
+            future.set_exception(_closed())
+
+
+def _failed(doing: str, error: Exception) -> ToolchainError:
+    if isinstance(error, ToolchainError):
+        return error
+    failure = ToolchainError(
+        f"the model failed while {doing}: {type(error).__name__}: {error}", code="TC-504"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _closed() -> ToolchainError:
+    return ToolchainError("the engine is closed", code="TC-506")
