@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -23,6 +24,9 @@ from toolchain.triton.sessions import end_session
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.1
 LOG_TAIL_LINES = 30
+LOG_WIDTH = 400
+LOG_NOISE = re.compile(r"[+|]|I\d{4} ")
+"""Tables of options, and lines of level INFO."""
 SHM = Path("/dev/shm")
 
 
@@ -177,8 +181,11 @@ class TritonServer:
         return f"the end of {self.log_file}:\n{self.log_tail()}"
 
     def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        """The last lines of the log that are not tables or information: warnings, errors, the engine's
+        own."""
         text = self.log_file.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        telling = [line for line in text.splitlines() if line.strip() and not LOG_NOISE.match(line)]
+        return "\n".join(line[:LOG_WIDTH] for line in telling[-lines:])
 
     def stop(self) -> None:
         """SIGTERM, wait for running requests, then make sure that no process and no shared memory is left.

@@ -11,9 +11,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-import triton_python_backend_utils as pb_utils
-from engine_process import EngineFailed, EngineProcess
-from helpers import FINAL, BadRequest, GenerateRequest, error_response, read_request, text_response
+import triton_python_backend_utils as pb_utils from engine_process import EngineFailed, EngineProcess from
+helpers import BadRequest, GenerateRequest, error_response, read_request, send_last, send_piece, text_response
 
 NEUTRAL = {"best_of": 1, "frequency_penalty": 0.0, "presence_penalty": 0.0}
 """Sampling parameters of the contract that this engine does not have, and the value that asks for nothing."""
@@ -66,9 +65,9 @@ class TritonPythonModel:
             try:
                 self._forward(read_request(request), sender)
             except BadRequest as error:
-                sender.send(error_response(str(error), "invalid_argument"), flags=FINAL)
+                send_last(sender, error_response(str(error), "invalid_argument"))
             except EngineFailed as error:
-                sender.send(error_response(str(error), "unavailable"), flags=FINAL)
+                send_last(sender, error_response(str(error), "unavailable"))
         return None
 
     def _forward(self, request, sender):
@@ -94,7 +93,7 @@ class TritonPythonModel:
         for number, entry in self._snapshot():
             if entry.request.request_id == request_id:
                 self._cancel(number, entry)
-        sender.send(text_response(""), flags=FINAL)
+        send_last(sender, text_response(""))
 
     def _on_message(self, message):
         number = message.get("id")
@@ -102,7 +101,7 @@ class TritonPythonModel:
             entry = self._take(number)
             if entry is not None:
                 response = error_response(message.get("message", ""), message.get("kind", "internal"))
-                _send(entry.sender, response, FINAL)
+                send_last(entry.sender, response)
         elif message.get("op") == "chunk":
             self._on_chunk(number, message)
 
@@ -115,23 +114,23 @@ class TritonPythonModel:
         if message["token_ids"] and not entry.first_ns:
             entry.first_ns = time.time_ns()
         if reason == "cancelled":
-            _send(entry.sender, error_response("the request was cancelled", "cancelled"), FINAL)
+            send_last(entry.sender, error_response("the request was cancelled", "cancelled"))
         elif not entry.request.streaming:
             entry.pieces.append(message["text"])
             if reason:
-                _send(entry.sender, text_response("".join(entry.pieces), **_extras(entry, reason)), FINAL)
+                send_last(entry.sender, text_response("".join(entry.pieces), **_extras(entry, reason)))
         elif reason:
-            _send(entry.sender, text_response(message["text"], **_extras(entry, reason)), FINAL)
+            send_last(entry.sender, text_response(message["text"], **_extras(entry, reason)))
         elif message["text"]:
             # A token can end inside a UTF-8 character: its text comes with a later one.
-            _send(entry.sender, text_response(message["text"]), 0)
+            send_piece(entry.sender, text_response(message["text"]))
 
     def _on_death(self, reason):
         with self._lock:
             entries, self._open = list(self._open.values()), {}
         for entry in entries:
             response = error_response(f"{reason} while it worked on this request", "unavailable")
-            _send(entry.sender, response, FINAL)
+            send_last(entry.sender, response)
 
     def _watch_cancellations(self):
         while not self._finalizing.wait(self._period_s):
@@ -181,11 +180,3 @@ def _extras(entry, reason):
         extra["first_token_time_ns"] = entry.first_ns or now
         extra["last_token_time_ns"] = now
     return extra
-
-
-def _send(sender, response, flags):
-    """A client that has gone is no reason to stop the reader thread."""
-    try:
-        sender.send(response, flags=flags)
-    except pb_utils.TritonModelException as error:
-        pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")

@@ -125,3 +125,29 @@ def error_response(message, kind="internal"):
     }
     error = pb_utils.TritonError(message, codes.get(kind, pb_utils.TritonError.INTERNAL))
     return pb_utils.InferenceResponse(error=error)
+
+
+def send_piece(sender, response):
+    """Send one response of several. A client that has gone is no reason to end the thread that serves the
+    others."""
+    try:
+        sender.send(response)
+    except pb_utils.TritonModelException as error:
+        pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")
+
+
+def send_last(sender, response):
+    """Send the final response.
+
+    An error goes out before the final flag, not with it: after an error that is first and final,
+    generate_stream of tritonserver 2.51 counts the connection as open for ever, and the server cannot stop
+    within its exit timeout.
+    """
+    try:
+        if response.has_error():
+            sender.send(response)
+            sender.send(flags=FINAL)
+        else:
+            sender.send(response, flags=FINAL)
+    except pb_utils.TritonModelException as error:
+        pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")

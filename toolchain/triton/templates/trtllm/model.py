@@ -12,10 +12,8 @@ import queue
 import threading
 from dataclasses import dataclass
 
-import triton_python_backend_utils as pb_utils
-import yaml
-from helpers import FINAL, BadRequest, GenerateRequest, error_response, read_request, text_response
-from llm_outputs import requested_outputs
+import triton_python_backend_utils as pb_utils import yaml from helpers import BadRequest, GenerateRequest,
+error_response, read_request, send_last, send_piece, text_response from llm_outputs import requested_outputs
 
 MPI_JOB_PREFIXES = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_MCA_orte_", "ORTE_", "PMIX_", "PMI_")
 """A server started by mpirun hands these on; LLM() starts an MPI job of its own, which they would confuse."""
@@ -120,7 +118,7 @@ class TritonPythonModel:
                     self._stop(parsed.request_id, sender)
                     continue
             except BadRequest as error:
-                self._put(sender, error_response(str(error), "invalid_argument"), FINAL)
+                self._put(send_last, sender, error_response(str(error), "invalid_argument"))
                 continue
             asyncio.run_coroutine_threadsafe(self._generate(parsed, sender), self._loop)
 
@@ -130,15 +128,15 @@ class TritonPythonModel:
             params = self._sampling_params(**request.params)
             result = self._llm.generate_async(request.text_input, params, streaming=request.streaming)
         except (TypeError, ValueError) as error:
-            self._put(sender, error_response(str(error), "invalid_argument"), FINAL)
+            self._put(send_last, sender, error_response(str(error), "invalid_argument"))
             return
         running = Running(request=request, sender=sender, result=result)
         with self._lock:
             self._running[id(running)] = running
         try:
             await self._forward(running)
-        except Exception as error:  # noqa: BLE001 - whatever the LLM raises must reach the client, or it waits for ever
-            self._finish(running, error_response(f"generation failed: {error!r}"))
+        except Exception as error:  # noqa: BLE001 - whatever the LLM raises must reach the client, or it
+        waits for ever self._finish(running, error_response(f"generation failed: {error!r}"))
 
     async def _forward(self, running):
         sent = 0
@@ -151,7 +149,7 @@ class TritonPythonModel:
                 return
             if running.request.streaming and piece and not running.finished:
                 sent += len(piece)
-                self._put(running.sender, text_response(piece), 0)
+                self._put(send_piece, running.sender, text_response(piece))
         self._finish(running, error_response("the LLM ended the answer without finishing it"))
 
     def _finish(self, running, response):
@@ -161,20 +159,17 @@ class TritonPythonModel:
                 return
             running.finished = True
             self._running.pop(id(running), None)
-        self._put(running.sender, response, FINAL)
+        self._put(send_last, running.sender, response)
 
-    def _put(self, sender, response, flags):
-        self._outbox.put((sender, response, flags))
+    def _put(self, send, sender, response):
+        self._outbox.put((send, sender, response))
 
     def _send_answers(self):
         """Sending blocks until the server has taken the answer: not something for the event loop to wait
         for."""
         while (item := self._outbox.get()) is not None:
-            sender, response, flags = item
-            try:
-                sender.send(response, flags=flags)
-            except pb_utils.TritonModelException as error:
-                pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")
+            send, sender, response = item
+            send(sender, response)
 
     def _watch_cancellations(self):
         while not self._finalizing.wait(self._period_s):
@@ -188,7 +183,7 @@ class TritonPythonModel:
         for running in self._snapshot():
             if running.request.request_id == request_id:
                 self._cancel(running)
-        self._put(sender, text_response(""), FINAL)
+        self._put(send_last, sender, text_response(""))
 
     def _cancel(self, running):
         running.result.abort()
