@@ -13,7 +13,7 @@ from toolchain.formats.fp8 import FP8
 E4M3_MAX = 448.0
 
 
-def fake_quantize(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def fake_quantize(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
     """x -> round(x / scale) to E4M3, saturating, times scale; same dtype. Torch's own cast would give NaN above 448."""
     scaled = (x.float() / scale).clamp_(-E4M3_MAX, E4M3_MAX)
     return (scaled.to(torch.float8_e4m3fn).float() * scale).to(x.dtype)

@@ -1,0 +1,157 @@
+"""The quantization config of a checkpoint: hf_quant_config.json and ``quantization_config`` in config.json.
+
+Shapes: *legacy* ``{"producer", "quantization": {quant_algo, kv_cache_quant_algo, group_size, exclude_modules, ...}}``
+and *flat* ``{"quant_method": "modelopt", "quant_algo", "ignore", "kv_cache_scheme", ...}``. TensorRT-LLM reads
+hf_quant_config.json first (``_torch/model_config.py``); 1.2.1 is only known to read the legacy shape there, so that is
+what we write, with the flat shape inside config.json, as ModelOpt 0.47 does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import read_json
+from toolchain.formats import Format, format_of_algo
+
+FILE = "hf_quant_config.json"
+MIXED = "MIXED_PRECISION"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+    quant_algo: str | None
+    kv_cache_quant_algo: str | None = None
+    group_size: int | None = None
+    exclude_modules: tuple[str, ...] = ()
+    """Module names or fnmatch patterns of what keeps its dtype."""
+    quantized_layers: dict[str, str] = field(default_factory=dict)
+    """Exact module name -> quant_algo, for MIXED_PRECISION."""
+    producer_version: str = ""
+    shape: str = "legacy"
+
+    def algo_of(self, module: str) -> str | None:
+        """quant_algo of a module by its checkpoint name; None when it keeps its dtype."""
+        if self.quant_algo == MIXED:
+            return self.quantized_layers.get(module)
+        return None if self.excludes(module) else self.quant_algo
+
+    def format_of(self, module: str) -> Format | None:
+        """Format of a module that is not excluded. ToolchainError for an algorithm that we do not know."""
+        algo = self.algo_of(module)
+        if algo is None:
+            return None
+        found = format_of_algo(algo)
+        if found is None:
+            raise ToolchainError(
+                f"{module} is stored as {algo}, which is not supported here",
+                hint="`toolchain list formats` shows what is",
+                code="TC-301",
+            )
+        return found
+
+    def excludes(self, module: str) -> bool:
+        return any(module == pattern or fnmatchcase(module, pattern) for pattern in self.exclude_modules)
+
+
+def read_quant_config(directory: Path) -> QuantConfig | None:
+    """The quantization config of a checkpoint directory; None for one that is not quantized."""
+    path = directory / FILE
+    if path.is_file():
+        return parse_quant_config(read_json(path), str(path))
+    config = directory / "config.json"
+    inline = read_json(config).get("quantization_config") if config.is_file() else None
+    return parse_quant_config(inline, f"{config}: quantization_config") if inline else None
+
+
+def parse_quant_config(value: Any, where: str) -> QuantConfig:
+    """Read either shape. ToolchainError says what is missing."""
+    if not isinstance(value, dict):
+        raise ToolchainError(f"{where} holds {type(value).__name__}, expected an object", code="TC-302")
+    producer = value.get("producer") or {}
+    version = str(producer.get("version", "")) if isinstance(producer, dict) else ""
+    if "quantization" in value:
+        inner = value["quantization"]
+        layers = inner.get("quantized_layers") or {}
+        return QuantConfig(
+            quant_algo=inner.get("quant_algo"),
+            kv_cache_quant_algo=inner.get("kv_cache_quant_algo"),
+            group_size=inner.get("group_size"),
+            exclude_modules=tuple(inner.get("exclude_modules") or ()),
+            quantized_layers={name: layer.get("quant_algo", "") for name, layer in layers.items()},
+            producer_version=version,
+        )
+    if "quant_algo" in value:
+        layers = value.get("quantized_layers") or {}
+        return QuantConfig(
+            quant_algo=value["quant_algo"],
+            kv_cache_quant_algo=_kv_scheme(value.get("kv_cache_scheme")),
+            group_size=value.get("group_size"),
+            exclude_modules=tuple(value.get("ignore") or ()),
+            quantized_layers={name: layer.get("quant_algo", "") for name, layer in layers.items()},
+            producer_version=version,
+            shape="flat",
+        )
+    raise ToolchainError(
+        f"{where} has neither `quantization` nor `quant_algo` (quant_method {value.get('quant_method')!r})",
+        hint="only checkpoints in ModelOpt's unified layout are read",
+        code="TC-302",
+    )
+
+
+def _kv_scheme(scheme: Any) -> str | None:
+    """kv_cache_scheme -> algorithm, by TensorRT-LLM's rule: {float, 8} FP8, {float, 4} NVFP4, {int, 8} INT8."""
+    if not isinstance(scheme, dict):
+        return str(scheme) if scheme else None
+    kinds = {("float", 8): "FP8", ("float", 4): "NVFP4", ("int", 8): "INT8"}
+    return kinds.get((str(scheme.get("type")), int(scheme.get("num_bits", 0))))
+
+
+def render_legacy(config: QuantConfig) -> dict[str, Any]:
+    """The content of hf_quant_config.json for one uniform format."""
+    body: dict[str, Any] = {
+        "quant_algo": config.quant_algo,
+        "kv_cache_quant_algo": config.kv_cache_quant_algo,
+    }
+    if config.group_size is not None:
+        body["group_size"] = config.group_size
+    if config.quant_algo == "W4A16_AWQ":
+        body |= {"has_zero_point": False, "pre_quant_scale": True}
+    body["exclude_modules"] = list(config.exclude_modules)
+    return {"producer": {"name": "modelopt", "version": config.producer_version}, "quantization": body}
+
+
+def render_flat(legacy: dict[str, Any]) -> dict[str, Any]:
+    """``quantization_config`` for config.json, by ModelOpt's own conversion."""
+    from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
+
+    return {**convert_hf_quant_config_format(legacy), "quant_method": "modelopt"}
+
+
+def summarize_excluded(unquantized: Iterable[str], quantized: Iterable[str]) -> tuple[str, ...]:
+    """Names of unquantized modules, with ``block*`` where a whole block of a decoder layer is unquantized.
+
+    The wildcard matters: TensorRT-LLM asks for fused names (``self_attn.qkv_proj``) that no checkpoint lists.
+    """
+    taken = sorted(quantized)
+    return tuple(sorted({_widest(name, taken) for name in unquantized}))
+
+
+def _widest(name: str, quantized: list[str]) -> str:
+    from bisect import bisect_left
+
+    layer = re.match(r".*?\blayers\.\d+\.", name)
+    if layer is None:
+        return name
+    pieces = name[layer.end() :].split(".")
+    for depth in range(1, len(pieces)):
+        prefix = layer.group() + ".".join(pieces[:depth])
+        index = bisect_left(quantized, prefix)
+        if index == len(quantized) or not quantized[index].startswith(prefix):
+            return f"{prefix}*"
+    return name

@@ -1,0 +1,66 @@
+"""Write tensors to sharded safetensors files in the layout of the hub, a shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolchain.core.files import atomic_write_json
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD_BYTES = 5 * 10**9
+"""Upper bound of one shard, as transformers' ``save_pretrained`` uses."""
+
+
+def write_shards(
+    directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, shard_bytes: int = SHARD_BYTES
+) -> int:
+    """Write ``model-XXXXX-of-YYYYY.safetensors`` and the index (or one ``model.safetensors``); returns bytes of data.
+
+    Holds at most one shard in memory. A tensor larger than ``shard_bytes`` gets a shard of its own.
+    """
+    written: list[tuple[Path, list[str]]] = []
+    pending: dict[str, torch.Tensor] = {}
+    pending_bytes = total = 0
+
+    def flush() -> None:
+        nonlocal pending, pending_bytes
+        path = directory / f"shard-{len(written):05d}.safetensors"
+        _save(path, pending)
+        written.append((path, sorted(pending)))
+        pending, pending_bytes = {}, 0
+
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if pending and pending_bytes + size > shard_bytes:
+            flush()
+        pending[name] = tensor
+        pending_bytes += size
+        total += size
+    flush()
+    _name_shards(directory, written, total)
+    return total
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    # Views into one storage (experts of a fused parameter) must be written as tensors of their own.
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+
+
+def _name_shards(directory: Path, written: list[tuple[Path, list[str]]], total: int) -> None:
+    """The number of shards is known only at the end; a single one goes without index, as on the hub."""
+    if len(written) == 1:
+        written[0][0].rename(directory / "model.safetensors")
+        return
+    weight_map = {}
+    for index, (path, names) in enumerate(written, start=1):
+        final = f"model-{index:05d}-of-{len(written):05d}.safetensors"
+        path.rename(directory / final)
+        weight_map |= dict.fromkeys(names, final)
+    index_json = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    atomic_write_json(directory / "model.safetensors.index.json", index_json)

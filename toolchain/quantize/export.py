@@ -1,0 +1,135 @@
+"""Write the quantized checkpoint: the source's tensors under the source's names, quantized modules replaced.
+
+Driven by the source files and not by the model in memory: what is not quantized is copied bit for bit, per-expert names
+stay those of the hub, and nothing depends on how transformers renames modules.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolchain.checkpoint.quant_config import (
+    FILE,
+    QuantConfig,
+    render_flat,
+    render_legacy,
+    summarize_excluded,
+)
+from toolchain.checkpoint.reader import CheckpointReader
+from toolchain.checkpoint.writer import write_shards
+from toolchain.codecs import get_codec
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import atomic_write_json, read_json
+from toolchain.core.progress import Progress
+from toolchain.core.roles import Role
+from toolchain.families import Family
+from toolchain.formats import get_format
+from toolchain.plan.types import SOURCE_DTYPE, Plan
+from toolchain.quantize import scales
+
+SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
+"""What travels beside the weights: tokenizer, generation config, templates, licences."""
+NOT_COPIED = ("config.json", FILE, "model.safetensors.index.json", "plan.json", "quantize.json")
+
+
+class Exporter:
+    """Packs one quantized model in memory over the files of its source."""
+
+    def __init__(self, model: nn.Module, plan: Plan, family: Family, source: Path) -> None:
+        self.model, self.plan, self.family, self.source = model, plan, family, source
+        self.reader = CheckpointReader(source)
+        self.kv = scales.kv_scales(model)
+        self.folded: set[str] = set()
+        """Module paths of norms that took an AWQ scale: written from memory."""
+
+    def write(self, directory: Path, progress: Progress) -> int:
+        """Shards, configs and side files into ``directory``; returns bytes of tensor data."""
+        total = write_shards(directory, self._tensors(progress))
+        quantized = [name for name in self._modules() if self._format(name) != SOURCE_DTYPE]
+        self._write_configs(directory, quantized)
+        self._copy_side_files(directory)
+        return total
+
+    def _modules(self) -> Iterator[str]:
+        """Names of modules with a matrix: what a quantization config speaks about."""
+        for info in self.reader.infos.values():
+            module, _, suffix = info.name.rpartition(".")
+            if suffix == "weight" and len(info.shape) == 2:
+                yield module
+
+    def _format(self, module: str) -> str:
+        return self.plan.format_of(self.family, module)
+
+    def _tensors(self, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+        infos = self.reader.infos
+        for name in progress.track(infos, description="export", total=len(infos)):
+            module, _, suffix = name.rpartition(".")
+            format_name = self._format(module)
+            if suffix == "weight" and len(infos[name].shape) == 2 and format_name != SOURCE_DTYPE:
+                yield from self._pack(module, format_name)
+            elif suffix == "weight" and self.family.to_module(module) in self.folded:
+                yield name, self.model.get_submodule(self.family.to_module(module)).weight.data  # type: ignore[misc]
+            else:
+                yield name, self.reader.get(name)
+            if suffix == "weight":
+                yield from self._kv_scale(module)
+
+    @torch.no_grad()
+    def _pack(self, module: str, format_name: str) -> Iterator[tuple[str, torch.Tensor]]:
+        path = self.family.to_module(module)
+        linear: Any = self.model.get_submodule(path)
+        needs_input = get_format(format_name).activation != "bf16"
+        found = scales.calibrated(linear, path, needs_input=needs_input)
+        for suffix, tensor in get_codec(format_name).pack(linear.weight.data, found).items():
+            yield f"{module}.{suffix}", tensor
+
+    def _kv_scale(self, module: str) -> Iterator[tuple[str, torch.Tensor]]:
+        parent, _, projection = self.family.to_module(module).rpartition(".")
+        if parent in self.kv and projection in ("k_proj", "v_proj"):
+            index = 0 if projection == "k_proj" else 1
+            yield f"{module}.{projection[0]}_scale", self.kv[parent][index]
+
+    def _write_configs(self, directory: Path, quantized: list[str]) -> None:
+        import modelopt
+
+        found = get_format(self.plan.format)
+        taken = set(quantized)
+        excludable = [name for name in self._modules() if name not in taken]
+        legacy = render_legacy(
+            QuantConfig(
+                quant_algo=found.quant_algo,
+                kv_cache_quant_algo="FP8" if self.kv else None,
+                group_size=found.group_size,
+                exclude_modules=summarize_excluded(self._linear_like(excludable), taken),
+                producer_version=modelopt.__version__,
+            )
+        )
+        atomic_write_json(directory / FILE, legacy)
+        config = {**read_json(self.source / "config.json"), "quantization_config": render_flat(legacy)}
+        atomic_write_json(directory / "config.json", config)
+
+    def _linear_like(self, names: list[str]) -> list[str]:
+        """Matrices that a runtime could take for a Linear; norms have none, everything else is listed."""
+        return [name for name in names if self.family.classify(name).role is not Role.NORM]
+
+    def _copy_side_files(self, directory: Path) -> None:
+        for pattern in SIDE_FILES:
+            for path in sorted(self.source.glob(pattern)):
+                if path.is_file() and path.name not in NOT_COPIED:
+                    shutil.copyfile(path, directory / path.name)
+
+
+def require_kv_scales(exporter: Exporter, plan: Plan, layers: int) -> None:
+    """ToolchainError TC-206 when an FP8 cache was planned and some attention layer got no scales."""
+    if plan.kv_cache == "fp8" and len(exporter.kv) != layers:
+        raise ToolchainError(
+            f"an FP8 KV cache was planned, but {len(exporter.kv)} of {layers} attention layers were calibrated for it",
+            hint="this attention is not one that ModelOpt can observe: use --kv-cache none",
+            code="TC-206",
+        )

@@ -1,0 +1,186 @@
+"""The quantize stage: a Plan and its model -> a quantized checkpoint directory, complete or absent.
+
+One job at a time per process: ModelOpt registers classes globally while it works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolchain.core.environment import package_versions, peak_memory_bytes
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import atomic_directory, atomic_write_json, hash_tree, require_free_bytes
+from toolchain.core.progress import Progress, Silent
+from toolchain.families import Family, get_family
+from toolchain.formats import get_format
+from toolchain.modeling.loading import load_source, pick_device
+from toolchain.models.reader import resolve_model
+from toolchain.plan.types import Plan
+from toolchain.quantize import awq_groups, recipe, scales
+from toolchain.quantize.calibration import CalibrationSet, load_calibration
+from toolchain.quantize.coverage import Coverage
+from toolchain.quantize.export import Exporter, require_kv_scales
+
+_BUSY = threading.Lock()
+MANIFEST = "quantize.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A calibrated model in memory: ModelOpt's fake-quantized modules, scales merged, ready to export."""
+
+    model: nn.Module
+    exporter: Exporter
+    manifest: dict[str, Any]
+
+
+def quantize(
+    plan: Plan,
+    output: Path,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantize ``plan.model`` into ``output`` and return the manifest (also written there as quantize.json)."""
+    progress = progress or Silent()
+    require_free_bytes(output, plan.estimates.checkpoint_bytes, what="the quantized checkpoint")
+    with atomic_directory(output, force=force) as directory:
+        done = calibrate(plan, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
+        started = time.monotonic()
+        total = done.exporter.write(directory, progress)
+        atomic_write_json(directory / "plan.json", plan.to_json())
+        done.manifest["seconds"]["export"] = round(time.monotonic() - started, 2)
+        manifest = {
+            **done.manifest,
+            "tensor_bytes": total,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "files": hash_tree(directory),
+        }
+        atomic_write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def calibrate(
+    plan: Plan,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Load, calibrate and merge scales; nothing is written. The model returned computes what the export will."""
+    progress = progress or Silent()
+    if not _BUSY.acquire(blocking=False):
+        raise ToolchainError("another quantization job runs in this process", hint="use one process per job")
+    try:
+        return _calibrate(plan, device, dtype, trust_remote_code, progress)
+    finally:
+        _BUSY.release()
+
+
+def _calibrate(
+    plan: Plan, device: str, dtype: torch.dtype | None, trust_remote_code: bool, progress: Progress
+) -> Quantized:
+    source = resolve_model(plan.model)
+    data = _calibration_data(plan, source)
+    started = time.monotonic()
+    target = pick_device(device)
+    progress.note(f"loading {source} on {target}")
+    model = load_source(source, device=target, dtype=dtype, trust_remote_code=trust_remote_code)
+    family = _family(model, source)
+    loaded = time.monotonic()
+    coverage, details = _run_modelopt(model, plan, family, data, target, progress)
+    exporter = Exporter(model, plan, family, source)
+    exporter.folded = details.pop("folded_norms")
+    require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr]
+    for path, expert in coverage.starved():
+        progress.note(f"expert {expert} of {path} saw no calibration token: {_starved_remedy(plan)}")
+    manifest = {
+        "schema_version": 1,
+        "format": plan.format,
+        "policy": plan.policy,
+        "kv_cache": plan.kv_cache,
+        "model": plan.model,
+        "model_identity": plan.model_identity,
+        "device": str(target),
+        "calibration": data.identity if data else None,
+        "coverage": coverage.to_json(),
+        "starved_experts": [list(pair) for pair in coverage.starved()],
+        "starved_remedy": _starved_remedy(plan) if coverage.starved() else None,
+        **details,
+        "seconds": {
+            "load": round(loaded - started, 2),
+            "calibrate": round(time.monotonic() - loaded, 2),
+        },
+        "versions": package_versions(),
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+    }
+    return Quantized(model=model, exporter=exporter, manifest=manifest)
+
+
+def _calibration_data(plan: Plan, source: Path) -> CalibrationSet | None:
+    if get_format(plan.format).calibrated or plan.kv_cache != "none":
+        return load_calibration(plan.calibration, source)
+    return None
+
+
+def _family(model: Any, source: Path) -> Family:
+    from toolchain.checkpoint.reader import CheckpointReader
+
+    architecture = (model.config.architectures or [""])[0]
+    return get_family(model.config.model_type, architecture, list(CheckpointReader(source).infos))
+
+
+def _starved_remedy(plan: Plan) -> str:
+    if get_format(plan.format).activation == "bf16":
+        return "its weights are rounded to nearest, without a channel scale search"
+    return "it takes the largest input range of its layer's experts"
+
+
+def _run_modelopt(
+    model: nn.Module,
+    plan: Plan,
+    family: Family,
+    data: CalibrationSet | None,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Coverage, dict[str, Any]]:
+    import modelopt.torch.quantization as mtq
+
+    is_awq = plan.format == "int4_awq"
+    coverage = Coverage(model)
+    batches = data.batches(plan.calibration.batch_size) if data else []
+    # lm_head is never quantized: the decoder stack alone is enough, and saves a [tokens, vocabulary] matmul.
+    decoder: Any = model.base_model
+
+    @torch.no_grad()
+    def forward(_: Any = None) -> None:
+        for batch in progress.track(batches, description="calibrate", total=len(batches)):
+            decoder(input_ids=batch.to(device), use_cache=False)
+
+    config = recipe.modelopt_config(model, plan, family)
+    observes_activations = not is_awq or plan.kv_cache != "none"
+    with contextlib.redirect_stdout(io.StringIO()), coverage.counting():  # ModelOpt prints; stdout is for data
+        mtq.quantize(model, config, forward if observes_activations else None)
+    recipe.check_coverage(model, plan, family)
+    modules = recipe.planned_modules(model, plan, family)
+    scales.merge_fused(model, recipe.fused_groups(modules, family))
+    if not is_awq:
+        return coverage, {"folded_norms": set()}
+    counting = contextlib.nullcontext() if observes_activations else coverage.counting()
+    with counting, contextlib.redirect_stdout(io.StringIO()):
+        alphas = awq_groups.run(model, modules, family, forward, progress)
+    folded = {group.norm for group in awq_groups.find_groups(model, modules, family) if group.norm}
+    return coverage, {"folded_norms": folded, "awq_alpha": alphas}

@@ -1,0 +1,67 @@
+"""Scales after calibration: merge what runtimes fuse, before anything is packed or judged.
+
+ModelOpt merges siblings only at export, so that the model it evaluated in memory is not the one that ships (differences
+up to 2e-2 were measured). Merging first makes both the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolchain.codecs import Calibrated
+from toolchain.core.errors import ToolchainError
+
+FP8_MAX = 448.0
+
+
+def merge_fused(model: nn.Module, groups: list[list[str]]) -> None:
+    """One weight amax and one input amax for the members of each group (the largest)."""
+    for group in groups:
+        modules: list[Any] = [model.get_submodule(path) for path in group]
+        for name in ("weight_quantizer", "input_quantizer"):
+            quantizers = [getattr(module, name) for module in modules]
+            amaxes = [q.amax for q in quantizers if q.is_enabled and q.amax is not None and q.amax.numel() == 1]
+            if amaxes:
+                largest = torch.stack([amax.reshape(()) for amax in amaxes]).amax()
+                for quantizer in quantizers:
+                    quantizer.amax = largest.clone()
+
+
+def calibrated(module: Any, path: str, *, needs_input: bool) -> Calibrated:
+    """What packing needs to know about one quantized Linear. TC-202 when no token reached it."""
+    weight, inputs = module.weight_quantizer, module.input_quantizer
+    input_amax = inputs.amax if inputs.is_enabled else None
+    if needs_input and (input_amax is None or not torch.isfinite(input_amax).all() or not (input_amax > 0).all()):
+        raise ToolchainError(
+            f"{path} has no usable input range after calibration ({input_amax})",
+            hint="calibrate with more or longer samples",
+            code="TC-202",
+        )
+    return Calibrated(
+        weight_amax=weight.amax.reshape(()).float() if weight.amax.numel() == 1 else None,
+        input_amax=None if input_amax is None else input_amax.reshape(()).float(),
+        pre_quant_scale=getattr(inputs, "_pre_quant_scale", None),
+    )
+
+
+def kv_scales(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Attention module path -> (k_scale, v_scale), float32 scalars, at least 1.0.
+
+    The floor is ModelOpt's (``get_kv_cache_scaling_factor``): E4M3 has range enough, and runtimes prefer scale 1. The
+    quantizers in memory get the same floor, so that they round as the exported checkpoint will.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        quantizers = [getattr(module, name, None) for name in ("k_bmm_quantizer", "v_bmm_quantizer")]
+        if any(q is None or not q.is_enabled or q.amax is None for q in quantizers):
+            continue
+        scales = []
+        for quantizer in quantizers:
+            amax = quantizer.amax.reshape(()).float().clamp(min=FP8_MAX)  # type: ignore[union-attr]
+            quantizer.amax = amax  # type: ignore[union-attr]
+            scales.append(amax / FP8_MAX)
+        found[path] = (scales[0], scales[1])
+    return found
