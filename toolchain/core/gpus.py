@@ -20,16 +20,32 @@ class Gpu:
     """Where the figures come from."""
 
 
+def _gpu(name: str, title: str, sm: int, memory_gib: float, bandwidth_gb_s: float, source: str) -> Gpu:
+    return Gpu(
+        name=name, title=title, sm=sm, memory_gib=memory_gib, bandwidth_gb_s=bandwidth_gb_s, source=source
+    )
+
+
 GPUS: tuple[Gpu, ...] = (
-    Gpu(name="cpu", title="CPU (any machine with PyTorch)", sm=0, memory_gib=0.0, bandwidth_gb_s=0.0, source="-"),
-    Gpu(name="a100", title="A100 SXM 80GB", sm=80, memory_gib=80.0, bandwidth_gb_s=2039.0, source="NVIDIA A100 data sheet"),
-    Gpu(name="l40s", title="L40S 48GB", sm=89, memory_gib=48.0, bandwidth_gb_s=864.0, source="NVIDIA L40S data sheet"),
-    Gpu(name="h100", title="H100 SXM 80GB", sm=90, memory_gib=80.0, bandwidth_gb_s=3350.0, source="NVIDIA H100 data sheet"),
-    Gpu(name="h200", title="H200 SXM 141GB", sm=90, memory_gib=140.4, bandwidth_gb_s=4800.0, source="NVIDIA H200 data sheet; 143771 MiB by nvidia-smi"),
-    Gpu(name="b200", title="B200 SXM 180GB", sm=100, memory_gib=178.0, bandwidth_gb_s=8000.0, source="NVIDIA B200 data sheet"),
-    Gpu(name="b300", title="B300 SXM 288GB", sm=103, memory_gib=268.0, bandwidth_gb_s=8000.0, source="NVIDIA B300 data sheet"),
-    Gpu(name="rtx5090", title="GeForce RTX 5090 32GB", sm=120, memory_gib=32.0, bandwidth_gb_s=1792.0, source="NVIDIA RTX 5090 product page"),
-)  # fmt: skip
+    _gpu("cpu", "CPU (any machine with PyTorch)", 0, 0.0, 0.0, "-"),
+    _gpu("a100", "A100 SXM 80GB", 80, 80.0, 2039.0, "NVIDIA A100 data sheet"),
+    _gpu("l4", "L4 24GB", 89, 24.0, 300.0, "NVIDIA L4 data sheet"),
+    _gpu("l40s", "L40S 48GB", 89, 48.0, 864.0, "NVIDIA L40S data sheet"),
+    _gpu("rtx4090", "GeForce RTX 4090 24GB", 89, 24.0, 1008.0, "NVIDIA RTX 4090 product page"),
+    _gpu("h100", "H100 SXM 80GB", 90, 80.0, 3350.0, "NVIDIA H100 data sheet"),
+    _gpu("h200", "H200 SXM 141GB", 90, 140.4, 4800.0, "NVIDIA H200 data sheet; 143771 MiB by nvidia-smi"),
+    _gpu("b200", "B200 SXM 180GB", 100, 178.0, 8000.0, "NVIDIA B200 data sheet"),
+    _gpu("b300", "B300 SXM 288GB", 103, 268.0, 8000.0, "NVIDIA B300 data sheet"),
+    _gpu("rtx5090", "GeForce RTX 5090 32GB", 120, 32.0, 1792.0, "NVIDIA RTX 5090 product page"),
+    _gpu(
+        "rtxpro6000",
+        "RTX PRO 6000 Blackwell 96GB",
+        120,
+        96.0,
+        1792.0,
+        "NVIDIA RTX PRO 6000 Blackwell data sheet",
+    ),
+)
 
 
 def get_gpu(name: str) -> Gpu:

@@ -24,7 +24,7 @@ ExpertStorage = Literal["per_expert", "fused_in_out"]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a checkpoint name is: its role, decoder layer, and for routed experts which expert and projection."""
+    """What a checkpoint name is: role, decoder layer, and for routed experts which expert and projection."""
 
     role: Role
     layer: int | None = None
@@ -95,7 +95,7 @@ class Family:
         return ".".join(renamed.get(piece, piece) for piece in name.split("."))
 
     def fused_siblings(self, projection: str) -> tuple[str, ...]:
-        """The projections that a runtime fuses with ``projection`` (itself included); itself alone if none."""
+        """The projections that a runtime fuses with ``projection``, itself included."""
         groups = (*self.fused_groups, self.gate_up_down[:2])
         return next((group for group in groups if projection in group), (projection,))
 

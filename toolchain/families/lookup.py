@@ -80,6 +80,6 @@ def _unknown(model_type: str, architecture: str, names: list[str]) -> UsageError
     return UsageError(
         f"unknown architecture {architecture!r} (model_type {model_type!r}): of {len(names)} tensors, "
         f"recognised {recognised}; {missing}",
-        hint="declare the family: one file in toolchain/families and one entry in FAMILIES (see CONTRIBUTING)",
+        hint="declare the family: one file in toolchain/families, one entry in FAMILIES (see CONTRIBUTING)",
         code="TC-020",
     )

@@ -1,4 +1,4 @@
-"""Mixtral: ``block_sparse_moe.experts.N.w1/w3/w2`` (gate, up, down) and the router ``block_sparse_moe.gate``."""
+"""Mixtral: ``block_sparse_moe.experts.N.w1/w3/w2`` (gate, up, down), router ``block_sparse_moe.gate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inventory of a model that has only a config.json: built on PyTorch's meta device, so no memory is used."""
+"""The inventory of a model that has only a config.json: built on the meta device, without memory."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _build(source: str, config: dict[str, Any], *, trust_remote_code: bool) -> A
         raise ToolchainError(
             f"transformers {transformers.__version__} cannot build {config['architectures'][0]} from "
             f"{source}/config.json: {error}",
-            hint="put the safetensors files beside it: planning then reads their headers and needs no model class",
+            hint="put the safetensors files beside it: their headers then tell all, without a model class",
             code="TC-021",
         ) from error
 

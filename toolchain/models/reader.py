@@ -72,7 +72,7 @@ def model_identity(info: ModelInfo) -> str:
 
 
 def _local_directory(source: str) -> Path | None:
-    """The directory that ``source`` names; None when it must be a hub id. UsageError when it can be neither."""
+    """The directory that ``source`` names; None for a hub id. UsageError when it can be neither."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not any(path.iterdir()):

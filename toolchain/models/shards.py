@@ -30,7 +30,7 @@ def read_tensors(directory: Path) -> list[TensorInfo] | None:
     pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
     if pickles:
         raise UsageError(
-            f"{directory} holds its weights as pickles only ({', '.join(pickles[:3])}), and loading one runs code",
+            f"{directory} holds only pickles ({', '.join(pickles[:3])}), and loading one runs code",
             hint="convert it to safetensors, or choose a repository or revision that has safetensors files",
             code="TC-018",
         )

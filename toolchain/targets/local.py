@@ -1,0 +1,23 @@
+"""The embedded runtime: PyTorch on any CPU or GPU, with the formats' arithmetic emulated."""
+
+from __future__ import annotations
+
+from toolchain import __version__
+from toolchain.targets.base import ANY_SM, Row, Target
+
+LOCAL = Target(
+    name="local",
+    title="Embedded runtime (PyTorch and transformers, CPU or GPU)",
+    default_version=__version__,
+    versions=(__version__,),
+    rows=(
+        Row(
+            formats=("fp8", "nvfp4", "int4_awq"),
+            sms=ANY_SM,
+            note="emulated: exact values of the format, speed of PyTorch",
+        ),
+    ),
+    kv_rows=(Row(formats=("fp8",), sms=ANY_SM),),
+    needs_gpu=False,
+    parallel=False,
+)

@@ -1,0 +1,170 @@
+"""Questions to the support tables: does it run, and if not, what is the nearest thing that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from toolchain.core.findings import Finding
+from toolchain.core.gpus import GPUS, Gpu, get_gpu
+from toolchain.formats import FORMATS, get_format
+from toolchain.formats.base import Format
+from toolchain.targets.base import Model, State, Target
+from toolchain.targets.trtllm import REASONS
+from toolchain.targets.version import parse_version
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupportRow:
+    """One line of ``toolchain support``."""
+
+    target: str
+    version: str
+    gpu: str
+    sm: int
+    format: str
+    model: Model
+    state: State
+    backend: str
+    """``moe_config.backend`` for a mixture of experts; empty where there is no choice."""
+    note: str
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def check_target(
+    target: Target, version: str, gpu: Gpu, format: Format, is_moe: bool, kv_cache: str = "none"
+) -> list[Finding]:
+    """Every reason why ``target`` at ``version`` would not run this format on this GPU, and every warning.
+
+    ``is_moe`` says whether routed experts are quantized. Each error's hint names the nearest things that
+    work.
+    """
+    findings = [*_general(target, version)]
+    if target.needs_gpu and gpu.sm == 0:
+        hint = "choose --gpu (`toolchain list gpus`), or --target local, which runs on a CPU"
+        message = f"{target.name} needs an NVIDIA GPU"
+        return [*findings, Finding(code="TC-123", where="--gpu cpu", message=message, hint=hint)]
+    findings += _format(target, version, gpu, format, "moe" if is_moe else "dense")
+    if kv_cache != "none":
+        findings += _kv(target, version, gpu, kv_cache)
+    return findings
+
+
+def _general(target: Target, version: str) -> Iterator[Finding]:
+    wanted, known = parse_version(version), [parse_version(item) for item in target.versions]
+    where = f"--target {target.name}"
+    if target.refuses:
+        yield Finding(code="TC-124", where=where, message=target.refuses, hint=target.deprecated)
+    elif target.deprecated:
+        yield Finding(code="TC-124", where=where, message=target.deprecated, severity="warning")
+    if wanted < known[0]:
+        message = f"version {version} is older than the support tables, which begin at {known[0]}"
+        yield Finding(code="TC-106", where=where, message=message, hint=f"use {target.default_version}")
+    elif wanted > known[-1]:
+        message = f"version {version} is newer than the support tables, which end at {known[-1]}"
+        hint = "what follows assumes that nothing was removed"
+        yield Finding(code="TC-106", where=where, message=message, hint=hint, severity="warning")
+
+
+def _format(target: Target, version: str, gpu: Gpu, format: Format, model: Model) -> Iterator[Finding]:
+    row = target.find(format_name=format.name, sm=gpu.sm, model=model, version=version)
+    where = f"--format {format.name}"
+    what = "a mixture of experts" if model == "moe" else "a dense model"
+    if row is None:
+        reason = REASONS.get((format.name, model), "") if target.name != "local" else ""
+        message = f"{target.name} {version} does not run {format.name} for {what} on {gpu.name} (SM{gpu.sm})"
+        yield Finding(
+            code="TC-120",
+            where=where,
+            message=f"{message}: {reason}" if reason else message,
+            hint="; or ".join(_alternatives(target, version, gpu, format, model)),
+        )
+    elif row.state == "limited":
+        message = f"{format.name} on {gpu.name} with {target.name} {version}: {row.note}"
+        native = [item.name for item in _native(target, version, gpu, model)]
+        hint = f"native on {gpu.name}: {', '.join(native)}" if native else ""
+        yield Finding(code="TC-121", where=where, message=message, hint=hint, severity="warning")
+
+
+def _native(target: Target, version: str, gpu: Gpu, model: Model) -> Iterator[Format]:
+    for candidate in FORMATS:
+        row = target.find(format_name=candidate.name, sm=gpu.sm, model=model, version=version)
+        if row is not None and row.state == "yes":
+            yield candidate
+
+
+def _alternatives(target: Target, version: str, gpu: Gpu, format: Format, model: Model) -> Iterator[str]:
+    """The nearest things that work: a later release, another format, another GPU, emulation."""
+    for later in target.versions:
+        row = target.find(format_name=format.name, sm=gpu.sm, model=model, version=later)
+        if row is not None and parse_version(later) > parse_version(version):
+            backend = f" with moe_config.backend {row.backend}" if row.backend and model == "moe" else ""
+            limits = " and runs as W4A16" if row.backend == "MARLIN" else ""
+            yield f"needs >= {later}{backend}{limits}"
+            break
+    native = [item.name for item in _native(target, version, gpu, model)]
+    if native:
+        yield f"--format {' or '.join(native)}, native on {gpu.name}"
+    others = [
+        item.name
+        for item in GPUS
+        if (row := target.find(format_name=format.name, sm=item.sm, model=model, version=version))
+        and row.state == "yes"
+    ]
+    if others:
+        yield f"--gpu {' or '.join(others)}"
+    yield "--target local, which emulates it anywhere"
+
+
+def _kv(target: Target, version: str, gpu: Gpu, kv_cache: str) -> Iterator[Finding]:
+    if target.find_kv(kv_cache=kv_cache, sm=gpu.sm, model="dense", version=version) is None:
+        message = f"{target.name} {version} has no {kv_cache} KV cache on {gpu.name} (SM{gpu.sm})"
+        yield Finding(
+            code="TC-122", where=f"--kv-cache {kv_cache}", message=message, hint="use --kv-cache none"
+        )
+
+
+def support_rows(
+    targets: tuple[Target, ...],
+    *,
+    gpu: str | None = None,
+    format: str | None = None,
+    version: str | None = None,
+) -> list[SupportRow]:
+    """Every combination of target, GPU, format and kind of model, supported or not.
+
+    ``version`` is a TensorRT-LLM release; targets that have other numbers keep their own. Unknown names raise
+    UsageError.
+    """
+    gpus = (get_gpu(gpu),) if gpu else GPUS
+    formats = (get_format(format),) if format else FORMATS
+    models: tuple[Model, ...] = ("moe", "dense")
+    return [
+        _support(target, version or target.default_version, one_gpu, one_format, model)
+        if target.needs_gpu
+        else _support(target, target.default_version, one_gpu, one_format, model)
+        for target in targets
+        for one_gpu in gpus
+        if one_gpu.sm or not target.needs_gpu
+        for one_format in formats
+        for model in models
+    ]
+
+
+def _support(target: Target, version: str, gpu: Gpu, format: Format, model: Model) -> SupportRow:
+    row = target.find(format_name=format.name, sm=gpu.sm, model=model, version=version)
+    note = row.note if row else "; or ".join(_alternatives(target, version, gpu, format, model))
+    reason = "" if row or target.name == "local" else REASONS.get((format.name, model), "")
+    return SupportRow(
+        target=target.name,
+        version=version,
+        gpu=gpu.name,
+        sm=gpu.sm,
+        format=format.name,
+        model=model,
+        state=row.state if row else "no",
+        backend=row.backend if row and model == "moe" else "",
+        note=f"{reason}; {note}" if reason else note,
+    )
