@@ -1,0 +1,88 @@
+"""Text to evaluate on, from local files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolchain.core.errors import ToolchainError, UsageError
+
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+"""Files of a directory that are read; a single file of any other name is read as text as well."""
+
+Message = dict[str, str]
+Sample = str | list[Message]
+"""A text, or a conversation that the chat template of the tokenizer turns into one."""
+
+
+def read_texts(path: Path) -> Iterator[Sample]:
+    """Samples of a text file (one), a JSONL file (one per line), or a directory of them in order of their
+    names.
+
+    Lines of JSONL are objects with ``text`` (a string) or ``messages`` (a list of role and content); blank
+    lines and empty texts are skipped. Raises UsageError (TC-520) when there is nothing, ToolchainError
+    (TC-521) with file and line for what cannot be read.
+    """
+    path = Path(path)
+    found = False
+    for file in _files(path):
+        for sample in _read(file):
+            if sample:
+                found = True
+                yield sample
+    if not found:
+        raise UsageError(f"{path} holds no text", hint="see `toolchain explain TC-520`", code="TC-520")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(
+            f"{path} does not exist", hint="give a text file, a JSONL file or a directory", code="TC-520"
+        )
+    known = JSONL_SUFFIXES + TEXT_SUFFIXES
+    return sorted(file for file in path.rglob("*") if file.suffix in known and file.is_file())
+
+
+def _read(file: Path) -> Iterator[Sample]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ToolchainError(
+            f"{file} is not UTF-8 text: {error}", hint="convert it to UTF-8", code="TC-521"
+        ) from error
+    if file.suffix not in JSONL_SUFFIXES:
+        yield text
+        return
+    # Not splitlines(): it also splits at U+2028 and others, which JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _sample(line, f"{file}:{number}")
+
+
+def _sample(line: str, where: str) -> Sample:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise _bad(where, f"not JSON: {error}") from error
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        text: str = value["text"]
+        return text
+    if isinstance(value, dict) and _is_conversation(value.get("messages")):
+        return [{"role": item["role"], "content": item["content"]} for item in value["messages"]]
+    raise _bad(where, 'expected an object with "text" (a string) or "messages" (role and content, strings)')
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+        for item in value
+    )
+
+
+def _bad(where: str, problem: str) -> ToolchainError:
+    return ToolchainError(f"{where}: {problem}", hint="mend or remove the line", code="TC-521")

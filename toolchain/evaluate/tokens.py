@@ -1,0 +1,53 @@
+"""Samples to one row of tokens, and which token begins a text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from toolchain.core.errors import UsageError
+from toolchain.evaluate.text import Sample
+
+
+def encode_samples(tokenizer: Any, samples: Iterable[Sample], *, max_tokens: int) -> list[int]:
+    """Token ids of the samples one after the other, cut at ``max_tokens``.
+
+    Texts are encoded without special tokens and separated by the end token, if there is one, as in training
+    corpora; conversations carry the special tokens of their chat template. BOS is put before every window
+    later.
+    """
+    tokens: list[int] = []
+    for sample in samples:
+        if tokens and tokenizer.eos_token_id is not None:
+            tokens.append(tokenizer.eos_token_id)
+        tokens.extend(tokenizer(_text_of(tokenizer, sample), add_special_tokens=False)["input_ids"])
+        if len(tokens) >= max_tokens:
+            break
+    return tokens[:max_tokens]
+
+
+def begin_token(tokenizer: Any) -> int | None:
+    """The BOS id when the tokenizer puts one before every text by itself (Llama, Mixtral, DeepSeek), else
+    None."""
+    bos = tokenizer.bos_token_id
+    encoded = tokenizer("a")["input_ids"]
+    return bos if bos is not None and encoded[:1] == [bos] else None
+
+
+def token_hash(tokens: list[int]) -> str:
+    """SHA-256 over the ids, as 4-byte little-endian numbers: names the data of a measurement."""
+    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in tokens)).hexdigest()
+
+
+def _text_of(tokenizer: Any, sample: Sample) -> str:
+    if isinstance(sample, str):
+        return sample
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "the data holds conversations, but the tokenizer has no chat template",
+            hint='give data with "text", or add the chat template to the checkpoint',
+            code="TC-521",
+        )
+    text: str = tokenizer.apply_chat_template(sample, tokenize=False)
+    return text
