@@ -1,11 +1,13 @@
 """The Plan: Model x Format x Policy x Target x Gpu, fully resolved. Serialised as ``plan.json``.
 
-The plan is the only thing that later stages read about the user's wishes: re-running a stage from it needs nothing else.
+The plan is the only thing that later stages read about the user's wishes: re-running a stage from it needs
+nothing else.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from toolchain.core.findings import Finding
@@ -34,8 +36,8 @@ class Assignment:
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     data: str
-    """``PATH`` of a text or JSONL file or a directory of them, or a hub data set name; empty: the model directory's own
-    ``calibration.jsonl`` if it has one."""
+    """``PATH`` of a text or JSONL file or a directory of them, or a hub data set name; empty: the model
+    directory's own ``calibration.jsonl`` if it has one."""
     samples: int = 128
     length_tokens: int = 512
     seed: int = 0
@@ -102,8 +104,9 @@ class Plan:
     def format_of(self, family: Family, checkpoint_name: str) -> str:
         """Format of a module by its checkpoint name; ``source`` when it keeps its dtype."""
         part = family.classify(checkpoint_name)
-        return self._by_part().get((part.role.value, part.layer), SOURCE_DTYPE)
+        return self._by_part.get((part.role.value, part.layer), SOURCE_DTYPE)
 
+    @cached_property
     def _by_part(self) -> dict[tuple[str, int | None], str]:
         return {(item.role, item.layer): item.format for item in self.assignments}
 
@@ -112,7 +115,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
-        """Inverse of ``to_json``. Raises KeyError/TypeError on a document that is not a plan (callers wrap it)."""
+        """Inverse of ``to_json``.
+
+        Raises KeyError/TypeError on a document that is not a plan (callers wrap it).
+        """
         known = {item.name for item in fields(cls)}
         data = {key: value[key] for key in known if key in value}
         data["serving"] = Serving(**value["serving"])

@@ -40,25 +40,30 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-017": (
         "Index and shards disagree",
-        "model.safetensors.index.json and the shards come from different or incomplete downloads: fetch all of them.",
+        "model.safetensors.index.json and the shards come from different or incomplete "
+        "downloads: fetch all of them.",
     ),
     "TC-018": (
         "The weights are pickles",
-        "Only safetensors are read, because loading a pickle runs code. Convert the model, or find a safetensors "
+        "Only safetensors are read, because loading a pickle runs code. Convert the model, "
+        "or find a safetensors "
         "revision.",
     ),
     "TC-019": (
         "The hub cannot be read",
-        "Check the id, the revision, the network and the token. With HF_HUB_OFFLINE=1 only cached models work.",
+        "Check the id, the revision, the network and the token. With HF_HUB_OFFLINE=1 only "
+        "cached models work.",
     ),
     "TC-020": (
         "Unknown architecture",
-        "The message lists what was recognised. Declare the family: one file in toolchain/families and one entry in "
+        "The message lists what was recognised. Declare the family: one file in "
+        "toolchain/families and one entry in "
         "FAMILIES (CONTRIBUTING shows a complete example).",
     ),
     "TC-021": (
         "transformers cannot build the model from its config",
-        "Planning from config.json alone needs a model class. With safetensors files beside it, none is needed.",
+        "Planning from config.json alone needs a model class. With safetensors files beside "
+        "it, none is needed.",
     ),
     "TC-022": (
         "config.json lacks a dimension",

@@ -3,6 +3,76 @@
 from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
+    "TC-100": (
+        "The plan has errors",
+        "Each finding says what was found and what would work. Change the request.",
+    ),
     "TC-101": ("Unknown format", "`toolchain list formats` shows what exists."),
     "TC-102": ("Unknown GPU", "`toolchain list gpus` shows what exists."),
+    "TC-103": ("Unknown target", "`toolchain list targets` shows what exists."),
+    "TC-104": ("Unknown policy", "experts-only, mlp-only or all-linear; without one, the format chooses."),
+    "TC-105": ("A limit is below 1", "max_batch_size, max_seq_len, tp, ep and pp count from 1."),
+    "TC-106": (
+        "A release number is malformed, or outside of the support tables",
+        "Use the form of the package index, such as 1.2.1 or 1.3.0rc20; `toolchain support` "
+        "lists known releases.",
+    ),
+    "TC-107": ("Unknown KV cache format", "none keeps the model's dtype; fp8 stores E4M3."),
+    "TC-110": (
+        "A matrix does not fit the format",
+        "Block formats need in_features in whole groups. Choose a policy that leaves the "
+        "part out, or another format.",
+    ),
+    "TC-111": (
+        "Tensor parallelism cuts a width into pieces that do not fit",
+        "Each rank's piece must be whole and a multiple of the format's group. Use a smaller "
+        "--tp, or --ep for experts.",
+    ),
+    "TC-112": (
+        "Attention heads do not divide over tp",
+        "num_attention_heads must divide by tp; KV heads must divide by tp, or tp by them "
+        "(they are then replicated).",
+    ),
+    "TC-113": (
+        "Experts do not divide over ep",
+        "The number of experts must divide by ep, and tp by ep: TensorRT-LLM keeps moe_tp * moe_ep = tp.",
+    ),
+    "TC-114": (
+        "Layers do not divide over pp",
+        "More ranks than layers is an error; an uneven split is a warning.",
+    ),
+    "TC-115": ("The target runs on one device", "Leave tp, ep and pp at 1, or choose --target trtllm."),
+    "TC-120": (
+        "The target does not run this format on this GPU",
+        "The hint names the nearest combination that works; `toolchain support` lists all of them.",
+    ),
+    "TC-121": (
+        "The format runs with limits",
+        "It works, but not as the format's name promises: read the finding.",
+    ),
+    "TC-122": ("No such KV cache on this GPU", "Use --kv-cache none."),
+    "TC-123": ("The target needs a GPU", "Choose --gpu, or --target local."),
+    "TC-124": (
+        "The target is deprecated or cannot be built",
+        "Use --target trtllm, which loads the same checkpoint.",
+    ),
+    "TC-130": (
+        "It does not fit the GPU's memory",
+        "Fewer or shorter requests, an FP8 KV cache, a smaller format, more GPUs, or a larger one.",
+    ),
+    "TC-131": ("max_seq_len is more than the model has positions for", "Lower --max-seq-len."),
+    "TC-140": ("The family cannot be quantized yet", "Planning works; the finding says what is missing."),
+    "TC-141": ("The source is already quantized", "Start from the BF16 or FP16 release of the model."),
+    "TC-142": (
+        "The policy quantizes nothing",
+        "A dense model has no routed experts: use --policy all-linear.",
+    ),
+    "TC-143": (
+        "The family is not declared",
+        "Names were recognised by the generic rule: check the assignments.",
+    ),
+    "TC-144": (
+        "There are no weights",
+        "A plan needs config.json only; quantization needs the safetensors files.",
+    ),
 }

@@ -1,0 +1,118 @@
+"""Every violation of a plan at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from toolchain.core.findings import Finding
+from toolchain.core.gpus import Gpu
+from toolchain.core.roles import Role
+from toolchain.families import is_generic
+from toolchain.formats.base import Format
+from toolchain.models.types import ModelInfo
+from toolchain.plan.dimensions import format_findings, rank_findings
+from toolchain.plan.memory import KV_FRACTION, kv_bytes_per_token
+from toolchain.plan.parallel import parallel_findings, serving_findings
+from toolchain.plan.policy import Policy
+from toolchain.plan.types import Estimates, Serving
+from toolchain.targets.base import Target
+from toolchain.targets.support import check_target
+
+GIB = 1024**3
+
+
+def model_findings(info: ModelInfo, policy: Policy) -> Iterator[Finding]:
+    """What speaks against quantizing this source at all."""
+    quantization = info.quantization
+    if quantization:
+        method = quantization.get("quant_method") or quantization.get("quant_algo") or "an unnamed method"
+        message = f"{info.source} is already quantized ({method}); quantizing it again is not supported yet"
+        yield Finding(
+            code="TC-141", where=info.source, message=message, hint="start from the BF16 release of the model"
+        )
+    if info.family.refuses:
+        message = f"{info.family.name} can be planned but not quantized yet: {info.family.refuses}"
+        hint = "serve it in its source dtype, or choose a family whose experts are stored one by one"
+        yield Finding(code="TC-140", where=info.source, message=message, hint=hint)
+    if not any(linear.part.role in policy.roles for linear in info.linears):
+        message = f"policy {policy.name} quantizes nothing: the model has no {_names(policy.roles)}"
+        yield Finding(code="TC-142", where="--policy", message=message, hint="use --policy all-linear")
+    if is_generic(info.family):
+        message = (
+            f"{info.architecture} is not a declared family: its parts were recognised by their usual names"
+        )
+        hint = "check the assignments, and declare the family in toolchain/families"
+        yield Finding(code="TC-143", where=info.source, message=message, hint=hint, severity="warning")
+    if not info.has_weights:
+        message = "planned from config.json alone: there are no weights to quantize here"
+        hint = "fetch the safetensors files before quantizing"
+        yield Finding(code="TC-144", where=info.source, message=message, hint=hint, severity="warning")
+
+
+def _names(roles: tuple[Role, ...]) -> str:
+    return ", ".join(role.value.replace("_", " ") for role in roles)
+
+
+def request_findings(
+    info: ModelInfo,
+    *,
+    format: Format,
+    policy: Policy,
+    kv_cache: str,
+    gpu: Gpu,
+    target: Target,
+    version: str,
+    serving: Serving,
+) -> list[Finding]:
+    """Every finding that does not need the estimates."""
+    limits = list(serving_findings(serving))
+    if limits:
+        return [*model_findings(info, policy), *limits]
+    experts = info.is_moe and Role.ROUTED_EXPERT in policy.roles
+    return [
+        *model_findings(info, policy),
+        *format_findings(info, format, policy),
+        *rank_findings(info, format, policy, serving),
+        *parallel_findings(info, target, serving),
+        *check_target(target, version, gpu, format, experts, kv_cache),
+    ]
+
+
+def memory_findings(
+    info: ModelInfo, estimates: Estimates, *, kv_cache: str, gpu: Gpu, serving: Serving
+) -> Iterator[Finding]:
+    """Whether the fullest rank fits its GPU. Nothing is said about a CPU."""
+    total = estimates.gpu_memory_bytes
+    if not total:
+        return
+    fixed = estimates.weights_per_gpu_bytes + estimates.activations_per_gpu_bytes
+    where = f"--gpu {gpu.name}"
+    if fixed > total:
+        message = (
+            f"weights {estimates.weights_per_gpu_bytes / GIB:.1f} GiB + activations "
+            f"{estimates.activations_per_gpu_bytes / GIB:.1f} GiB per GPU exceed {total / GIB:.1f} GiB"
+        )
+        hint = f"use more GPUs (--tp {serving.tp * 2}), a smaller format, or a larger GPU"
+        yield Finding(code="TC-130", where=where, message=message, hint=hint)
+        return
+    room = int((total - fixed) * KV_FRACTION)
+    if estimates.kv_cache_per_gpu_bytes > room:
+        tokens = int(room / kv_bytes_per_token(info, kv_cache, serving))
+        message = (
+            f"the KV cache of {serving.max_batch_size} requests of {serving.max_seq_len} tokens needs "
+            f"{estimates.kv_cache_per_gpu_bytes / GIB:.1f} GiB per GPU; {room / GIB:.1f} GiB are left for it "
+            f"({KV_FRACTION:.0%} of what weights and activations leave)"
+        )
+        yield Finding(code="TC-130", where=where, message=message, hint=_kv_hint(tokens, kv_cache, serving))
+
+
+def _kv_hint(tokens: int, kv_cache: str, serving: Serving) -> str:
+    choices = []
+    if tokens >= serving.max_seq_len:
+        choices.append(f"--max-batch-size {tokens // serving.max_seq_len}")
+    if tokens >= serving.max_batch_size:
+        choices.append(f"--max-seq-len {tokens // serving.max_batch_size}")
+    if kv_cache == "none":
+        choices.append("--kv-cache fp8")
+    choices.append(f"--tp {serving.tp * 2}")
+    return f"use {' or '.join(choices)}"

@@ -1,0 +1,130 @@
+"""Memory of one GPU at serving: weights of the fullest rank, KV cache, activations. Bytes everywhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from toolchain.core.roles import QUANTIZABLE, Role
+from toolchain.formats.base import DTYPE_BYTES, Format
+from toolchain.models.types import LinearInfo, ModelInfo
+from toolchain.plan.assign import stored_bytes
+from toolchain.plan.policy import Policy
+from toolchain.plan.types import Serving
+
+MAX_NUM_TOKENS = 8192
+"""Tokens of one forward step: the default of ``max_num_tokens`` in TensorRT-LLM's LLM API."""
+KV_FRACTION = 0.9
+"""Share of the memory left after the weights that the KV cache may take: TensorRT-LLM's
+``kv_cache_free_gpu_memory_fraction`` default."""
+
+_REPLICATED = ("q_a_proj", "kv_a_proj_with_mqa")
+"""MLA's down projections: every tensor-parallel rank holds all of them."""
+
+
+def moe_tp(serving: Serving) -> int:
+    """Ranks that one expert's matrices are cut over: TensorRT-LLM keeps moe_tp * moe_ep = tp."""
+    return max(1, serving.tp // serving.ep)
+
+
+def split_layers(layers: int, pp: int) -> list[range]:
+    """Contiguous layers of each pipeline rank; the first ranks take the remainder."""
+    base, extra = divmod(layers, pp)
+    starts = [rank * base + min(rank, extra) for rank in range(pp + 1)]
+    return [range(starts[rank], starts[rank + 1]) for rank in range(pp)]
+
+
+def linear_share(info: ModelInfo, linear: LinearInfo, serving: Serving) -> float:
+    """The part of one matrix that the fullest tensor/expert-parallel rank holds, averaged over experts."""
+    role, tp = linear.part.role, serving.tp
+    if role is Role.ROUTED_EXPERT:
+        held = -(-info.num_experts // serving.ep)
+        return held / info.num_experts / moe_tp(serving)
+    if role is Role.ROUTER or linear.part.projection in _REPLICATED:
+        return 1.0
+    if linear.part.projection in ("k_proj", "v_proj"):
+        return 1 / min(tp, info.attention.num_kv_heads)
+    return 1 / tp
+
+
+def weights_bytes(info: ModelInfo, format: Format, policy: Policy, serving: Serving) -> int:
+    """Weights of the fullest rank.
+
+    Norms, routers, biases and parts outside of the decoder are on every rank.
+    """
+    layers: dict[int, float] = defaultdict(float)
+    matrices: set[str] = set()
+    for linear in info.linears:
+        part = linear.part
+        matrices.add(linear.name)
+        if part.layer is None or part.role not in QUANTIZABLE:
+            continue
+        quantized = part.role in policy.roles
+        plain = linear.parameters * DTYPE_BYTES[linear.dtype]
+        size = stored_bytes(info.family, linear, format) if quantized else plain
+        layers[part.layer] += size * linear_share(info, linear, serving)
+    everywhere = first = last = 0.0
+    for tensor in info.tensors:
+        part = info.part(tensor.name)
+        if tensor.name.removesuffix(".weight") in matrices and part.role in QUANTIZABLE:
+            continue
+        if part.role is Role.ROUTED_EXPERT and len(tensor.shape) == 3:
+            continue
+        if part.role is Role.EMBEDDING:
+            first += tensor.bytes / serving.tp
+            last += tensor.bytes / serving.tp if info.tied_embeddings and serving.pp > 1 else 0
+        elif part.role is Role.LM_HEAD:
+            last += tensor.bytes / serving.tp
+        elif part.layer is not None and part.role is not Role.OTHER:
+            layers[part.layer] += tensor.bytes
+        else:
+            everywhere += tensor.bytes
+    ranks = split_layers(info.num_hidden_layers, serving.pp)
+    sizes = [sum(layers[layer] for layer in rank) + everywhere for rank in ranks]
+    sizes[0] += first
+    sizes[-1] += last
+    return round(max(sizes))
+
+
+def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving) -> float:
+    """KV cache of one token on the fullest rank. MLA's latent is not divided: every rank needs all of it."""
+    element = 1 if kv_cache == "fp8" else DTYPE_BYTES[info.dtype]
+    attention = info.attention
+    is_mla = bool(info.config.get("kv_lora_rank"))
+    heads_share = 1 if is_mla else min(serving.tp, attention.num_kv_heads)
+    layers = -(-attention.num_layers // serving.pp)
+    return attention.kv_elements_per_token_per_layer * layers * element / heads_share
+
+
+def kv_cache_bytes(info: ModelInfo, kv_cache: str, serving: Serving) -> int:
+    """KV cache of ``max_batch_size`` requests of ``max_seq_len`` tokens.
+
+    Sliding windows are counted in full.
+    """
+    return round(serving.max_batch_size * serving.max_seq_len * kv_bytes_per_token(info, kv_cache, serving))
+
+
+def mlp_width(info: ModelInfo, serving: Serving) -> int:
+    """Intermediate elements per token of the widest layer of a rank: top-k plus shared, or dense."""
+    widths: dict[Role, int] = defaultdict(int)
+    gate = (info.family.gate_up_down[0], "gate_proj")
+    for linear in info.linears:
+        if linear.part.projection in gate:
+            widths[linear.part.role] = max(widths[linear.part.role], linear.out_features)
+    moe = widths[Role.ROUTED_EXPERT] * info.num_experts_per_tok // moe_tp(serving)
+    return max(moe + widths[Role.SHARED_EXPERT] // serving.tp, widths[Role.DENSE_MLP] // serving.tp)
+
+
+def activation_bytes(info: ModelInfo, serving: Serving) -> int:
+    """Workspace of one forward step; the formula is in ``ACTIVATIONS``."""
+    tokens = max(serving.max_batch_size, min(MAX_NUM_TOKENS, serving.max_batch_size * serving.max_seq_len))
+    attention = info.attention
+    heads = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim // serving.tp
+    per_token = 4 * info.hidden_size + heads + 3 * mlp_width(info, serving)
+    logits = serving.max_batch_size * info.vocab_size * DTYPE_BYTES["F32"]
+    return tokens * per_token * DTYPE_BYTES[info.dtype] + logits
+
+
+ACTIVATIONS = (
+    "activations = tokens x (4 hidden + q, k and v + 3 MLP widths of the top-k experts) x element bytes "
+    f"+ FP32 logits of the batch, with tokens = min({MAX_NUM_TOKENS}, max_batch_size x max_seq_len)"
+)
