@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
-    "TC-601": ("config.pbtxt cannot be parsed", "The line and column are given. Render the repository again."),
-    "TC-602": ("config.pbtxt says something impossible", "Correct the named field, or render the repository again."),
+    "TC-601": ("config.pbtxt cannot be parsed", "Line and column are given. Render the repository again."),
+    "TC-602": ("config.pbtxt says something impossible", "Correct the named field, or render again."),
     "TC-603": (
         "A ${placeholder} was left unfilled",
         "Fill it, or render the repository again: Triton takes the text as it stands and fails later.",
     ),
     "TC-604": ("A file of the model repository is missing", "Render the repository again."),
-    "TC-605": ("The model's name differs from its directory", "Triton loads a model by its directory: make them equal."),
+    "TC-605": ("The model's name differs from its directory", "Triton goes by the directory: rename one."),
     "TC-606": (
         "config.pbtxt sets what belongs in model.yaml",
         "In the llmapi layout max_batch_size and decoupled stand under triton_config in 1/model.yaml.",
@@ -23,16 +23,16 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-609": ("model.yaml cannot be used", "It must be YAML with the LLM() arguments and triton_config."),
     "TC-610": (
         "The engine that the repository names is gone",
-        "The repository holds absolute paths. After moving an engine or the environment, run `toolchain triton`.",
+        "The repository holds absolute paths. After moving the engine or the environment, render it again.",
     ),
-    "TC-611": ("Not an engine directory", "Give a directory with an engine.json, as `toolchain engine` writes it."),
+    "TC-611": ("Not an engine directory", "Give a directory that `toolchain engine` wrote."),
     "TC-620": (
         "No tritonserver on this machine",
         "`make tritonserver` installs one for CPU machines; NVIDIA's containers have one on PATH.",
     ),
-    "TC-621": ("tritonserver could not be installed", "The message holds the last lines of the failing step."),
+    "TC-621": ("tritonserver could not be installed", "The last lines of the failing step are shown."),
     "TC-622": ("tritonserver exited while starting", "The end of its log is shown; the whole log is named."),
-    "TC-623": ("tritonserver does not answer an inference", "The end of its log is shown; see what the model waits for."),
+    "TC-623": ("tritonserver does not answer an inference", "See in its log what the model waits for."),
     "TC-624": ("A port is already in use", "Choose another port, or 0 for any free one."),
-    "TC-625": ("tritonserver did not stop cleanly", "It was killed. Requests that were still running are lost."),
+    "TC-625": ("tritonserver did not stop cleanly", "It was killed; requests that still ran are lost."),
 }  # fmt: skip

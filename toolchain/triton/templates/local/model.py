@@ -11,8 +11,17 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-import triton_python_backend_utils as pb_utils from engine_process import EngineFailed, EngineProcess from
-helpers import BadRequest, GenerateRequest, error_response, read_request, send_last, send_piece, text_response
+import triton_python_backend_utils as pb_utils
+from engine_process import EngineFailed, EngineProcess
+from helpers import (
+    BadRequest,
+    GenerateRequest,
+    error_response,
+    read_request,
+    send_last,
+    send_piece,
+    text_response,
+)
 
 NEUTRAL = {"best_of": 1, "frequency_penalty": 0.0, "presence_penalty": 0.0}
 """Sampling parameters of the contract that this engine does not have, and the value that asks for nothing."""

@@ -12,8 +12,18 @@ import queue
 import threading
 from dataclasses import dataclass
 
-import triton_python_backend_utils as pb_utils import yaml from helpers import BadRequest, GenerateRequest,
-error_response, read_request, send_last, send_piece, text_response from llm_outputs import requested_outputs
+import triton_python_backend_utils as pb_utils
+import yaml
+from helpers import (
+    BadRequest,
+    GenerateRequest,
+    error_response,
+    read_request,
+    send_last,
+    send_piece,
+    text_response,
+)
+from llm_outputs import requested_outputs
 
 MPI_JOB_PREFIXES = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_MCA_orte_", "ORTE_", "PMIX_", "PMI_")
 """A server started by mpirun hands these on; LLM() starts an MPI job of its own, which they would confuse."""
@@ -135,8 +145,8 @@ class TritonPythonModel:
             self._running[id(running)] = running
         try:
             await self._forward(running)
-        except Exception as error:  # noqa: BLE001 - whatever the LLM raises must reach the client, or it
-        waits for ever self._finish(running, error_response(f"generation failed: {error!r}"))
+        except Exception as error:  # noqa: BLE001 - or the client would wait for ever
+            self._finish(running, error_response(f"generation failed: {error!r}"))
 
     async def _forward(self, running):
         sent = 0

@@ -1,0 +1,63 @@
+"""Where a benchmark was measured: without it a figure means nothing a month later."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toolchain.core.files import sha256_file
+
+PACKAGES = ("toolchain", "torch", "transformers", "nvidia-modelopt", "tritonclient", "numpy", "tokenizers")
+
+
+def describe_environment(*, engine_dir: Path | None, server: dict[str, Any] | None) -> dict[str, Any]:
+    """Versions, CPU, GPUs, the server's own words about itself, and the hash of the engine's manifest."""
+    return {
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_cores": os.cpu_count(),
+        "gpus": _gpus(),
+        "server": server,
+        "engine": _engine(engine_dir),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Name, memory and driver of each GPU as nvidia-smi says it; empty without one."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return result.stdout.strip().splitlines() if result.returncode == 0 else []
+
+
+def _engine(engine_dir: Path | None) -> dict[str, str] | None:
+    if engine_dir is None or not (engine_dir / "engine.json").is_file():
+        return None
+    return {"name": engine_dir.absolute().name, "manifest_sha256": sha256_file(engine_dir / "engine.json")}
