@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.location import Limits
@@ -193,3 +195,33 @@ def test_forward_logits_equal_the_model_while_it_generates(engine: LocalEngine, 
     with torch.no_grad():
         torch.testing.assert_close(engine.forward_logits(ids), model(ids).logits)
     assert len(handle.result().token_ids) == 40
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    plan=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30), st.booleans()), min_size=1, max_size=12)
+)
+def test_any_mix_of_lengths_and_cancellations_leaves_the_others_alone(
+    engine: LocalEngine, plan: list[tuple[int, int, bool]]
+) -> None:
+    """Each request: prompt length, answer length, and whether it is cancelled after its first token."""
+    text = "def f(a, b):\n    return [x for x in range(a) if x % b]\n\n\n"
+    whole = {
+        key: engine.generate(text[: key[0]], answer(key[1])).token_ids for key in {item[:2] for item in plan}
+    }
+    handles = []
+    for length, tokens, cancelled in plan:
+        handle = engine.submit(text[:length], answer(tokens), lambda chunk: None)
+        if cancelled:
+            handle.cancel()
+        handles.append(handle)
+    for (length, tokens, cancelled), handle in zip(plan, handles, strict=True):
+        completion = handle.result(60)
+        expected = whole[length, tokens]
+        if cancelled and completion.finish_reason == "cancelled":
+            expected = expected[: len(completion.token_ids)]
+        assert completion.token_ids == expected
+
+
+def answer(tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=tokens, ignore_eos=True)

@@ -7,6 +7,7 @@ one offset for the whole batch, and rows of different lengths have different off
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,11 +16,49 @@ if TYPE_CHECKING:
     import torch
 
 
+ROOM = 64
+"""Positions that a layer reserves beyond what it holds: one step in 64 copies the cache, not every one."""
+
+
 def new_cache() -> Any:
-    """An empty ``transformers.DynamicCache`` whose layers keep all positions."""
+    """An empty ``transformers.DynamicCache`` whose layers keep all positions and grow in place."""
     from transformers import DynamicCache
 
-    return DynamicCache()
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = _growing_layer()
+    return cache
+
+
+@functools.cache
+def _growing_layer() -> type:
+    """The class of our layers; made late, because its base is in transformers."""
+    from transformers.cache_utils import DynamicLayer
+
+    class GrowingLayer(DynamicLayer):
+        """``keys`` and ``values`` [B, H, T, D] are views into buffers with room behind them."""
+
+        def update(
+            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            self.keys = self._append("_key_buffer", self.keys, key_states)
+            self.values = self._append("_value_buffer", self.values, value_states)
+            return self.keys, self.values
+
+        def _append(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            begin, end = old.shape[-2], old.shape[-2] + new.shape[-2]
+            buffer = getattr(self, name, None)
+            # A merge or selection has put other tensors in place of our views: then the buffer is stale.
+            if buffer is None or buffer.data_ptr() != old.data_ptr() or buffer.shape[-2] < end:
+                buffer = new.new_empty((*new.shape[:2], end + ROOM, new.shape[-1]))
+                buffer[:, :, :begin] = old
+                setattr(self, name, buffer)
+            buffer[:, :, begin:end] = new
+            return buffer[:, :, :end]
+
+    return GrowingLayer
 
 
 def can_merge(cache: Any) -> bool:

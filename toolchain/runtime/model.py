@@ -42,9 +42,19 @@ def load_model(
     """The checkpoint as a transformers model with decoded weights, in eval mode, on ``device``."""
     from toolchain.modeling.loading import load_checkpoint
 
-    return load_checkpoint(
-        directory, device=device, dtype=dtype, emulate_activations=emulate_activations
-    ).eval()
+    try:
+        return load_checkpoint(
+            directory, device=device, dtype=dtype, emulate_activations=emulate_activations
+        ).eval()
+    except ToolchainError:
+        raise
+    except Exception as error:
+        # transformers and its config validation raise many kinds; a user needs the directory and the reason.
+        raise ToolchainError(
+            f"{directory} cannot be loaded on {device}: {type(error).__name__}: {error}",
+            hint="`toolchain verify` audits its files; out of memory: use a larger device or --device cpu",
+            code="TC-502",
+        ) from error
 
 
 def load_tokenizer(directory: Path) -> Any:

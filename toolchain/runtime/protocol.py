@@ -11,7 +11,8 @@ from toolchain.runtime.types import SamplingParams
 
 NO_REQUEST = -1
 """Id of an error that belongs to no request, such as a line that is not JSON."""
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
+"""What Triton's UINT64 input and torch generators can both take."""
 UNAVAILABLE = frozenset({"TC-505", "TC-506"})
 """Errors after which the same request may succeed later or elsewhere."""
 _KINDS: dict[str, tuple[Any, ...]] = {

@@ -45,6 +45,11 @@ CODES: dict[str, tuple[str, str]] = {
         "max_batch_size and max_seq_len may be lowered when an engine is loaded; to raise them, plan "
         "and build again.",
     ),
+    "TC-510": (
+        "The FP8 KV cache cannot be emulated",
+        "Emulation rounds keys and values inside scaled_dot_product_attention. Load with "
+        "emulate_activations=False, or quantize with --kv-cache none.",
+    ),
     "TC-511": (
         "A message to the worker cannot be understood",
         "Messages are JSON objects, one per line; toolchain/runtime/README.md lists them.",
