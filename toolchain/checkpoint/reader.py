@@ -22,7 +22,9 @@ class CheckpointReader:
         tensors = read_tensors(directory)
         if tensors is None:
             raise ToolchainError(
-                f"{directory} holds no safetensors files", hint="is this a checkpoint directory?", code="TC-303"
+                f"{directory} holds no safetensors files",
+                hint="is this a checkpoint directory?",
+                code="TC-303",
             )
         self.infos: dict[str, TensorInfo] = {info.name: info for info in tensors}
         self._open: dict[str, Any] = {}

@@ -49,7 +49,9 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     # Views into one storage (experts of a fused parameter) must be written as tensors of their own.
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"}
+    )
 
 
 def _name_shards(directory: Path, written: list[tuple[Path, list[str]]], total: int) -> None:
@@ -57,7 +59,7 @@ def _name_shards(directory: Path, written: list[tuple[Path, list[str]]], total: 
     if len(written) == 1:
         written[0][0].rename(directory / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, (path, names) in enumerate(written, start=1):
         final = f"model-{index:05d}-of-{len(written):05d}.safetensors"
         path.rename(directory / final)

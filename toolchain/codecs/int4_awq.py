@@ -21,7 +21,13 @@ def group_scales(weight: torch.Tensor) -> torch.Tensor:
 
 def encode(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """[out, in] -> int8 values -8..7."""
-    return (weight.unflatten(-1, (-1, GROUP)) / scales.unsqueeze(-1)).round_().clamp_(-8, 7).flatten(-2).to(torch.int8)
+    return (
+        (weight.unflatten(-1, (-1, GROUP)) / scales.unsqueeze(-1))
+        .round_()
+        .clamp_(-8, 7)
+        .flatten(-2)
+        .to(torch.int8)
+    )
 
 
 def fake_quantize(weight: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,9 @@ def emulate_fp8_kv_cache(model: Any, scales: dict[str, dict[str, float]]) -> Non
         )
     for path, pair in scales.items():
         if set(pair) != {"k_scale", "v_scale"}:
-            raise ToolchainError(f"{path} has only {sorted(pair)}, expected k_scale and v_scale", code="TC-305")
+            raise ToolchainError(
+                f"{path} has only {sorted(pair)}, expected k_scale and v_scale", code="TC-305"
+            )
         module = model.get_submodule(path)
         module.toolchain_k_scale, module.toolchain_v_scale = pair["k_scale"], pair["v_scale"]
     _register()

@@ -37,7 +37,11 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def load_source(
-    directory: Path, *, device: torch.device, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    directory: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """The model of a plain Hugging Face directory in evaluation mode, experts unfused; ``dtype`` None keeps its own."""
     from transformers import AutoModelForCausalLM
@@ -106,7 +110,9 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, experts_implementation="eager")
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype or config.dtype, experts_implementation="eager"
+        )
     unfuse_experts(model)
     return model
 
@@ -130,7 +136,9 @@ class _Filler:
             self._put(path, "bias", tensors["bias"].to(self.dtype))
         self._note_kv(path, tensors)
         if codec.format.activation == ALWAYS or self.emulate:
-            scales = {key: value for key, value in tensors.items() if key in ("input_scale", "pre_quant_scale")}
+            scales = {
+                key: value for key, value in tensors.items() if key in ("input_scale", "pre_quant_scale")
+            }
             self.inputs.append((self.model.get_submodule(path), codec, scales))
 
     def fill_plain(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -195,5 +203,7 @@ class _Filler:
                 module.register_forward_pre_hook(partial(_quantize_input, codec, moved))
 
 
-def _quantize_input(codec: Codec, scales: dict[str, torch.Tensor], module: nn.Module, args: tuple[Any, ...]) -> Any:
+def _quantize_input(
+    codec: Codec, scales: dict[str, torch.Tensor], module: nn.Module, args: tuple[Any, ...]
+) -> Any:
     return (codec.quantize_input(args[0], scales), *args[1:])

@@ -74,13 +74,13 @@ def _adder(statistics: InputStatistics) -> Any:
 def search(weights: list[torch.Tensor], statistics: InputStatistics) -> tuple[torch.Tensor, float]:
     """Best channel scale [K] (float32, geometric middle 1) for [N_i, K] weights with one input, and its alpha."""
     weight = torch.cat([item.float() for item in weights])
-    act = statistics.absolute / statistics.tokens  # type: ignore[operator]
+    act = statistics.absolute / statistics.tokens
     per_weight = _relative_magnitude(weight)
     best_loss, best_scale, best_alpha = float("inf"), torch.ones_like(act), 0.0
     for alpha in ALPHAS:
         scale = _scale(act, per_weight, alpha)
         error = weight - int4_awq.fake_quantize(weight * scale) / scale
-        loss = float((error @ statistics.gram * error).sum())  # type: ignore[operator]
+        loss = float((error @ statistics.gram * error).sum())
         if loss < best_loss:
             best_loss, best_scale, best_alpha = loss, scale, alpha
     return best_scale, best_alpha

@@ -65,8 +65,8 @@ def run(
             awq.collect(model, batch, forward)
         for group in progress.track(batch, description="AWQ search", total=len(batch)):
             if group.statistics.tokens:
-                weights = [model.get_submodule(path).weight.data for path in group.paths]  # type: ignore[union-attr]
-                scale, alpha = awq.search(weights, group.statistics)  # type: ignore[arg-type]
+                weights = [model.get_submodule(path).weight.data for path in group.paths]
+                scale, alpha = awq.search(weights, group.statistics)
                 awq.apply(model, group, scale)
                 alphas |= dict.fromkeys(group.paths, alpha)
             group.statistics.gram = None
@@ -84,7 +84,7 @@ def _batches(model: nn.Module, groups: list[awq.Group]) -> list[list[awq.Group]]
     batches: list[list[awq.Group]] = [[]]
     used = 0
     for group in groups:
-        size = 4 * int(model.get_submodule(group.paths[0]).in_features) ** 2  # type: ignore[arg-type]
+        size = 4 * int(model.get_submodule(group.paths[0]).in_features) ** 2
         if batches[-1] and used + size > GRAM_BUDGET_BYTES:
             batches.append([])
             used = 0

@@ -46,7 +46,9 @@ def load_calibration(settings: Calibration, model_directory: Path) -> Calibratio
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     template = tokenizer.chat_template if settings.chat_template else None
     if settings.chat_template and not template:
-        raise UsageError(f"{model_directory} has no chat template", hint="omit --chat-template", code="TC-205")
+        raise UsageError(
+            f"{model_directory} has no chat template", hint="omit --chat-template", code="TC-205"
+        )
     texts = _texts(source, tokenizer if settings.chat_template else None)
     tokens = _pack(texts, tokenizer, settings, source)
     identity = {
@@ -109,7 +111,9 @@ def _texts(source: str, tokenizer: Any | None) -> Iterator[str]:
     elif path.exists():
         yield from _file_texts(path, tokenizer)
     elif path.suffix in (*TEXT_SUFFIXES, ".jsonl", ".json") or source.startswith(("/", ".", "~")):
-        raise UsageError(f"calibration data {source} does not exist", hint="check --calib-data", code="TC-204")
+        raise UsageError(
+            f"calibration data {source} does not exist", hint="check --calib-data", code="TC-204"
+        )
     else:
         yield from _hub_texts(source, tokenizer)
 
@@ -135,7 +139,10 @@ def _row_text(row: Any, where: str, tokenizer: Any | None) -> str:
             return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
         return "\n".join(str(message.get("content", "")) for message in row["messages"])
     if isinstance(row, dict):
-        text = next((row[key] for key in ("text", "prompt", "article", "content") if isinstance(row.get(key), str)), None)
+        text = next(
+            (row[key] for key in ("text", "prompt", "article", "content") if isinstance(row.get(key), str)),
+            None,
+        )
         if text is not None:
             if tokenizer is not None:
                 return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False))

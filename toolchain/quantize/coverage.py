@@ -26,7 +26,8 @@ class Coverage:
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
         hooks = [
-            self._model.get_submodule(path).register_forward_pre_hook(self._hook(path)) for path in self.counts
+            self._model.get_submodule(path).register_forward_pre_hook(self._hook(path))
+            for path in self.counts
         ]
         try:
             yield
@@ -45,7 +46,9 @@ class Coverage:
     def starved(self) -> list[tuple[str, int]]:
         """(experts path, expert) pairs that saw no token at all."""
         return [
-            (path, int(expert)) for path, counts in self.counts.items() for expert in (counts == 0).nonzero().flatten()
+            (path, int(expert))
+            for path, counts in self.counts.items()
+            for expert in (counts == 0).nonzero().flatten()
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Exporter:
             if suffix == "weight" and len(infos[name].shape) == 2 and format_name != SOURCE_DTYPE:
                 yield from self._pack(module, format_name)
             elif suffix == "weight" and self.family.to_module(module) in self.folded:
-                yield name, self.model.get_submodule(self.family.to_module(module)).weight.data  # type: ignore[misc]
+                yield name, self.model.get_submodule(self.family.to_module(module)).weight.data
             else:
                 yield name, self.reader.get(name)
             if suffix == "weight":

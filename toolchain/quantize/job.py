@@ -57,7 +57,9 @@ def quantize(
     progress = progress or Silent()
     require_free_bytes(output, plan.estimates.checkpoint_bytes, what="the quantized checkpoint")
     with atomic_directory(output, force=force) as directory:
-        done = calibrate(plan, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
+        done = calibrate(
+            plan, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress
+        )
         started = time.monotonic()
         total = done.exporter.write(directory, progress)
         atomic_write_json(directory / "plan.json", plan.to_json())
@@ -104,7 +106,7 @@ def _calibrate(
     coverage, details = _run_modelopt(model, plan, family, data, target, progress)
     exporter = Exporter(model, plan, family, source)
     exporter.folded = details.pop("folded_norms")
-    require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr]
+    require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)
     for path, expert in coverage.starved():
         progress.note(f"expert {expert} of {path} saw no calibration token: {_starved_remedy(plan)}")
     manifest = {
@@ -172,7 +174,10 @@ def _run_modelopt(
 
     config = recipe.modelopt_config(model, plan, family)
     observes_activations = not is_awq or plan.kv_cache != "none"
-    with contextlib.redirect_stdout(io.StringIO()), coverage.counting():  # ModelOpt prints; stdout is for data
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        coverage.counting(),
+    ):  # ModelOpt prints; stdout is for data
         mtq.quantize(model, config, forward if observes_activations else None)
     recipe.check_coverage(model, plan, family)
     modules = recipe.planned_modules(model, plan, family)

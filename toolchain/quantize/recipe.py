@@ -34,7 +34,9 @@ def modelopt_config(model: nn.Module, plan: Plan, family: Family) -> dict[str, A
     config = _preset(mtq, found.modelopt_preset)
     chosen = planned_modules(model, plan, family)
     linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    config["quant_cfg"] += [{"quantizer_name": f"{path}.*", "enable": False} for path in linears if path not in chosen]
+    config["quant_cfg"] += [
+        {"quantizer_name": f"{path}.*", "enable": False} for path in linears if path not in chosen
+    ]
     if plan.kv_cache == "fp8":
         config["quant_cfg"] += _preset(mtq, "FP8_KV_CFG")["quant_cfg"]
     config["algorithm"] = "max"
@@ -61,7 +63,9 @@ def check_coverage(model: nn.Module, plan: Plan, family: Family) -> None:
         if getattr(getattr(module, "weight_quantizer", None), "is_enabled", False)
     }
     skipped, extra = sorted(set(planned) - enabled), sorted(enabled - set(planned))
-    forbidden = [path for path in enabled if family.classify(family.to_checkpoint(path)).role not in QUANTIZABLE]
+    forbidden = [
+        path for path in enabled if family.classify(family.to_checkpoint(path)).role not in QUANTIZABLE
+    ]
     if skipped or extra or forbidden:
         raise ToolchainError(
             f"ModelOpt quantized other modules than planned: {len(skipped)} skipped {skipped[:3]}, "

@@ -23,7 +23,9 @@ def merge_fused(model: nn.Module, groups: list[list[str]]) -> None:
         modules: list[Any] = [model.get_submodule(path) for path in group]
         for name in ("weight_quantizer", "input_quantizer"):
             quantizers = [getattr(module, name) for module in modules]
-            amaxes = [q.amax for q in quantizers if q.is_enabled and q.amax is not None and q.amax.numel() == 1]
+            amaxes = [
+                q.amax for q in quantizers if q.is_enabled and q.amax is not None and q.amax.numel() == 1
+            ]
             if amaxes:
                 largest = torch.stack([amax.reshape(()) for amax in amaxes]).amax()
                 for quantizer in quantizers:
@@ -34,7 +36,9 @@ def calibrated(module: Any, path: str, *, needs_input: bool) -> Calibrated:
     """What packing needs to know about one quantized Linear. TC-202 when no token reached it."""
     weight, inputs = module.weight_quantizer, module.input_quantizer
     input_amax = inputs.amax if inputs.is_enabled else None
-    if needs_input and (input_amax is None or not torch.isfinite(input_amax).all() or not (input_amax > 0).all()):
+    if needs_input and (
+        input_amax is None or not torch.isfinite(input_amax).all() or not (input_amax > 0).all()
+    ):
         raise ToolchainError(
             f"{path} has no usable input range after calibration ({input_amax})",
             hint="calibrate with more or longer samples",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
+    "TC-201": (
+        "ModelOpt quantized other modules than planned",
+        "Checked on the quantizers themselves before anything is exported: nothing was written.",
+    ),
     "TC-202": (
         "A format that computes on quantized activations has no calibrated input range",
         "Calibration reached no such module. Use more samples, or a weight-only format.",
@@ -10,5 +14,17 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-203": (
         "The experts of this model are stored in a layout that cannot be split into per-expert matrices",
         "Families with transposed, interleaved or biased fused experts (gpt-oss, Llama 4) can be planned only.",
+    ),
+    "TC-204": (
+        "Calibration data is missing, unreadable or too short",
+        "Give a text or JSONL file (`text` or `messages`), a directory of them, or a hub data set name.",
+    ),
+    "TC-205": (
+        "The tokenizer has no chat template",
+        "Omit --chat-template, or add a template to the tokenizer.",
+    ),
+    "TC-206": (
+        "KV cache scales could not be calibrated",
+        "ModelOpt observes keys and values only in attention that uses transformers' attention interface.",
     ),
 }

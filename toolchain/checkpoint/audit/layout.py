@@ -1,0 +1,157 @@
+"""Rules on names, dtypes and shapes: what each algorithm must store, and nothing else. Headers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from toolchain.checkpoint.audit.subject import KV_SUFFIXES, Subject
+from toolchain.core.errors import ToolchainError
+from toolchain.core.findings import Finding
+from toolchain.core.roles import QUANTIZABLE, Role
+from toolchain.formats.base import Format
+
+MODEL_DTYPES = ("BF16", "F16", "F32")
+
+
+def stored_tensors(subject: Subject) -> Iterator[Finding]:
+    """Every quantized module has the tensors of its algorithm, with their dtypes and shapes, and no others."""
+    for module in subject.quantized:
+        found = subject.format_of(module)
+        if found is None:
+            algo = subject.quantized[module]
+            yield Finding(
+                code="TC-301", where=module, message=f"unknown quant_algo {algo!r}", hint="list formats"
+            )
+            continue
+        yield from _module_tensors(subject, module, found)
+
+
+def _module_tensors(subject: Subject, module: str, found: Format) -> Iterator[Finding]:
+    tensors = subject.modules[module]
+    shape = subject.weight_shape(module)
+    for item in found.stored:
+        info = tensors.get(item.suffix)
+        where = f"{module}.{item.suffix}"
+        if info is None:
+            if item.required:
+                yield Finding(code="TC-310", where=where, message=f"missing; {found.quant_algo} stores it")
+            continue
+        allowed = MODEL_DTYPES if item.dtype == "source" else (item.dtype,)
+        if info.dtype not in allowed:
+            yield Finding(
+                code="TC-311", where=where, message=f"dtype {info.dtype}, expected {' or '.join(allowed)}"
+            )
+        if shape is None:
+            yield Finding(code="TC-312", where=where, message=f"shape {info.shape} is not that of a matrix")
+        elif (expected := item.shape(*shape)) != info.shape and not (expected == () and info.shape == (1,)):
+            yield Finding(code="TC-312", where=where, message=f"shape {info.shape}, expected {expected}")
+    known = {item.suffix for item in found.stored} | {"bias", *KV_SUFFIXES}
+    for suffix in sorted(set(tensors) - known):
+        yield Finding(
+            code="TC-313", where=f"{module}.{suffix}", message=f"{found.quant_algo} stores no such tensor"
+        )
+
+
+def leaked_scales(subject: Subject) -> Iterator[Finding]:
+    """Scales whose module has no quantized weight: left over, or the weight went missing."""
+    for module, tensors in subject.modules.items():
+        if module in subject.quantized:
+            continue
+        for suffix in sorted(tensors):
+            if suffix.endswith(("_scale", "_scale_2", "_scale_inv", "_amax")) and suffix not in KV_SUFFIXES:
+                yield Finding(
+                    code="TC-313", where=f"{module}.{suffix}", message="a scale beside no quantized weight"
+                )
+        weight = tensors.get("weight")
+        if weight is not None and weight.dtype not in (*MODEL_DTYPES, "I64"):
+            yield Finding(
+                code="TC-310",
+                where=f"{module}.weight",
+                message=f"dtype {weight.dtype} but no weight_scale beside it",
+            )
+
+
+def inventory(subject: Subject) -> Iterator[Finding]:
+    """Against the architecture that config.json describes: nothing missing, nothing foreign, every shape right."""
+    from toolchain.models.meta import meta_tensors
+
+    try:
+        expected = {info.name: info for info in meta_tensors(str(subject.directory), subject.config)}
+    except ToolchainError as error:
+        yield Finding(
+            code="TC-320", where="config.json", message=str(error), severity="warning", hint=error.hint
+        )
+        yield from _experts_by_count(subject)
+        return
+    infos = subject.reader.infos
+    for name, info in expected.items():
+        module = name.rpartition(".")[0]
+        if name not in infos:
+            role = subject.part(name).role
+            code = "TC-318" if role is Role.ROUTED_EXPERT else "TC-319"
+            yield Finding(code=code, where=name, message=f"missing; config.json describes it as {info.shape}")
+            continue
+        actual = (
+            subject.weight_shape(module) if name.endswith(".weight") and module in subject.quantized else None
+        )
+        if (actual or infos[name].shape) != info.shape:
+            yield Finding(
+                code="TC-312",
+                where=name,
+                message=f"describes {actual or infos[name].shape}, config.json {info.shape}",
+            )
+    for module in subject.quantized:
+        if f"{module}.weight" not in expected and subject.part(module).role is not Role.OTHER:
+            yield Finding(
+                code="TC-319", where=f"{module}.weight", message="config.json describes no such module"
+            )
+
+
+def _experts_by_count(subject: Subject) -> Iterator[Finding]:
+    """When transformers cannot build the model: every layer that has experts has all of them, with all projections."""
+    key = subject.family.num_experts_key
+    count = int((subject.config.get("text_config") or subject.config).get(key, 0)) if key else 0
+    seen: dict[int, set[tuple[int, str]]] = {}
+    for module in subject.modules:
+        part = subject.part(module)
+        if part.role is Role.ROUTED_EXPERT and part.expert is not None:
+            seen.setdefault(part.layer, set()).add((part.expert, part.projection))
+    for layer, present in sorted(seen.items()):
+        for expert in range(count):
+            for projection in subject.family.gate_up_down:
+                if (expert, projection) not in present:
+                    where = f"layer {layer} expert {expert} {projection}"
+                    yield Finding(
+                        code="TC-318", where=where, message=f"missing; config.json says {count} experts"
+                    )
+
+
+def roles(subject: Subject) -> Iterator[Finding]:
+    """Routers, norms, embeddings and lm_head are never quantized; a layer's routed experts all are, or none is."""
+    layers: dict[int | None, dict[bool, list[str]]] = {}
+    for module in (*subject.quantized, *subject.plain):
+        part = subject.part(module)
+        is_quantized = module in subject.quantized
+        if is_quantized and part.role not in QUANTIZABLE:
+            yield Finding(
+                code="TC-321",
+                where=module,
+                message=f"is a {part.role.value} and is stored as {subject.quantized[module]}",
+                hint="this part must keep its dtype: quantize again",
+            )
+        if part.role is Role.ROUTED_EXPERT:
+            layers.setdefault(part.layer, {True: [], False: []})[is_quantized].append(module)
+    for layer, split in sorted(layers.items(), key=lambda item: item[0] or 0):
+        if split[True] and split[False]:
+            yield Finding(
+                code="TC-322",
+                where=f"layer {layer}",
+                message=f"{len(split[False])} of {len(split[True]) + len(split[False])} expert matrices are not "
+                f"quantized, e.g. {split[False][0]}",
+                hint="runtimes need one format for all experts of a layer",
+            )
+        algos = {subject.quantized[module] for module in split[True]}
+        if len(algos) > 1:
+            yield Finding(
+                code="TC-322", where=f"layer {layer}", message=f"experts in several formats: {sorted(algos)}"
+            )

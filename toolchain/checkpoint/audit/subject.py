@@ -1,0 +1,105 @@
+"""What an audit looks at: a checkpoint directory, read once, sorted by module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from toolchain.checkpoint.quant_config import QuantConfig, read_quant_config
+from toolchain.checkpoint.reader import CheckpointReader
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import read_json
+from toolchain.families import Family, get_family
+from toolchain.formats import Format, format_of_algo
+from toolchain.models.config import read_config
+from toolchain.models.types import TensorInfo, decoder_part
+from toolchain.plan.types import Plan
+
+KV_SUFFIXES = ("k_scale", "v_scale")
+
+
+@dataclass
+class Subject:
+    """A checkpoint under audit. ``modules``: module name -> suffix -> TensorInfo."""
+
+    directory: Path
+    reader: CheckpointReader
+    config: dict[str, Any]
+    quant: QuantConfig
+    family: Family
+    modules: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+
+    @cached_property
+    def num_layers(self) -> int:
+        text = self.config.get("text_config") or self.config
+        return int(text.get("num_hidden_layers", 0))
+
+    @cached_property
+    def quantized(self) -> dict[str, str]:
+        """Module -> quant_algo, for every module whose bytes are quantized: it has a weight scale."""
+        found = {}
+        for name, tensors in self.modules.items():
+            if "weight_scale" in tensors:
+                found[name] = self.quant.algo_of(name) or self.quant.quant_algo or ""
+        return found
+
+    @cached_property
+    def plain(self) -> list[str]:
+        """Modules with an unquantized matrix."""
+        return [
+            name
+            for name, tensors in self.modules.items()
+            if name not in self.quantized and "weight" in tensors and len(tensors["weight"].shape) >= 2
+        ]
+
+    def format_of(self, module: str) -> Format | None:
+        return format_of_algo(self.quantized[module])
+
+    def part(self, module: str) -> Any:
+        return decoder_part(self.family, module, self.num_layers)
+
+    def weight_shape(self, module: str) -> tuple[int, int] | None:
+        """(out_features, in_features) undone from the stored shape; None when it is not a matrix."""
+        found = self.format_of(module)
+        stored = self.modules[module].get("weight")
+        if found is None or stored is None or len(stored.shape) != 2:
+            return None
+        unit_out, unit_in = next(item for item in found.stored if item.suffix == "weight").shape(
+            1 << 10, 1 << 10
+        )
+        rows, columns = stored.shape
+        return rows * (1 << 10) // unit_out, columns * (1 << 10) // unit_in
+
+
+def open_subject(directory: Path) -> Subject:
+    """Read headers and configs. ToolchainError when the directory is not a quantized checkpoint at all."""
+    config = read_config(directory)
+    quant = read_quant_config(directory)
+    if quant is None or quant.quant_algo is None:
+        raise ToolchainError(
+            f"{directory} names no quantization algorithm (hf_quant_config.json, or quantization_config in config.json)",
+            hint="only quantized checkpoints are audited; quantize it first",
+            code="TC-302",
+        )
+    reader = CheckpointReader(directory)
+    family = get_family(
+        str(config.get("model_type", "")), config["architectures"][0], list(reader.infos), config=config
+    )
+    subject = Subject(directory=directory, reader=reader, config=config, quant=quant, family=family)
+    for name, info in reader.infos.items():
+        module, _, suffix = name.rpartition(".")
+        subject.modules.setdefault(module, {})[suffix] = info
+    return subject
+
+
+def read_plan_beside(directory: Path) -> Plan | None:
+    """plan.json in the directory or above it (an engine keeps it above ``checkpoint/``); None if there is none."""
+    for path in (directory / "plan.json", directory.parent / "plan.json"):
+        if path.is_file():
+            try:
+                return Plan.from_json(read_json(path))
+            except (KeyError, TypeError) as error:
+                raise ToolchainError(f"{path} is not a plan: {error}", code="TC-003") from error
+    return None
