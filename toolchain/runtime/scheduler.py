@@ -189,6 +189,8 @@ class Scheduler:
 def _failed(doing: str, error: Exception) -> ToolchainError:
     if isinstance(error, ToolchainError):
         return error
+    # The frames of the traceback hold activations and caches, which must not outlive an out-of-memory error.
+    traceback.clear_frames(error.__traceback__)
     failure = ToolchainError(
         f"the model failed while {doing}: {type(error).__name__}: {error}", code="TC-504"
     )
