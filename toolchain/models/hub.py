@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.models.headers import tensors_of_header
-from toolchain.models.shards import INDEX
+from toolchain.models.shards import has_all_shards
 from toolchain.models.types import TensorInfo
 
 T = TypeVar("T")
@@ -40,7 +40,15 @@ def snapshot(
             source, revision=revision, allow_patterns=list(patterns), local_files_only=not allow_download
         )
 
-    return Path(_ask(source, download, allow_download=allow_download))
+    path = Path(_ask(source, download, allow_download=allow_download))
+    if patterns == ALL_FILES and not has_all_shards(path):
+        # Offline, the cache may hold what planning fetched: config and tokenizer.
+        raise ToolchainError(
+            f"{source} has no complete set of safetensors files{'' if allow_download else ' in the local cache'}",
+            hint="fetch it once while online; a repository of pickles cannot be used",
+            code="TC-019",
+        )
+    return path
 
 
 def cached_snapshot(source: str, *, revision: str | None) -> Path | None:
@@ -51,8 +59,7 @@ def cached_snapshot(source: str, *, revision: str | None) -> Path | None:
         path = Path(snapshot_download(source, revision=revision, local_files_only=True))
     except Exception:  # noqa: BLE001 - whatever the reason, it is not in the cache; the caller asks the hub next
         return None
-    complete = (path / INDEX).is_file() or any(path.glob("*.safetensors"))
-    return path if complete and (path / "config.json").is_file() else None
+    return path if (path / "config.json").is_file() and has_all_shards(path) else None
 
 
 def remote_tensors(source: str, *, revision: str | None) -> list[TensorInfo] | None:

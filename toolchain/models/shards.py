@@ -37,6 +37,15 @@ def read_tensors(directory: Path) -> list[TensorInfo] | None:
     return None
 
 
+def has_all_shards(directory: Path) -> bool:
+    """True when the weights are there by name: every file of the index, or some safetensors file without one."""
+    index = directory / INDEX
+    if index.is_file():
+        files = set(weight_map_of(read_json(index), str(index)).values())
+        return all((directory / file).is_file() for file in files)
+    return any(directory.glob("*.safetensors"))
+
+
 def weight_map_of(index: Any, where: str) -> dict[str, str]:
     """``weight_map`` of an index: tensor name -> file name in the same directory."""
     weight_map = index.get("weight_map") if isinstance(index, dict) else None

@@ -18,7 +18,8 @@ KV_SCALE_BYTES = 2 * DTYPE_BYTES["F32"]
 """``k_proj.k_scale`` and ``v_proj.v_scale``, one FP32 scalar each, per attention layer with an FP8 KV cache.
 """
 
-_KV_PRODUCERS = ("k_proj", "kv_b_proj")
+KV_PROJECTION = "k_proj"
+"""Scales of the KV cache are stored beside k_proj and v_proj: a layer without them cannot have any."""
 
 
 @dataclass(kw_only=True)
@@ -50,7 +51,7 @@ def assign(info: ModelInfo, format: Format, policy: Policy, kv_cache: str = "non
                 entry.planned_bytes += stored_bytes(info.family, linear, format) - source
     if kv_cache != "none":
         for (role, _), entry in sums.items():
-            if role is Role.ATTENTION and entry.projections.intersection(_KV_PRODUCERS):
+            if role is Role.ATTENTION and KV_PROJECTION in entry.projections:
                 entry.planned_bytes += KV_SCALE_BYTES
     return tuple(_assignments(sums, format, policy, info.parameters))
 

@@ -10,6 +10,7 @@ from toolchain.core.roles import Role
 from toolchain.families import is_generic
 from toolchain.formats.base import Format
 from toolchain.models.types import ModelInfo
+from toolchain.plan.assign import KV_PROJECTION
 from toolchain.plan.dimensions import format_findings, rank_findings
 from toolchain.plan.memory import KV_FRACTION, kv_bytes_per_token
 from toolchain.plan.parallel import parallel_findings, serving_findings
@@ -53,6 +54,20 @@ def _names(roles: tuple[Role, ...]) -> str:
     return ", ".join(role.value.replace("_", " ") for role in roles)
 
 
+def kv_findings(info: ModelInfo, kv_cache: str) -> Iterator[Finding]:
+    """Whether every layer has a place for the scales of a quantized KV cache."""
+    if kv_cache == "none":
+        return
+    layers = {part.layer for linear in info.linears if (part := linear.part).projection == KV_PROJECTION}
+    missing = info.num_hidden_layers - len(layers)
+    if missing:
+        message = (
+            f"{missing} of {info.num_hidden_layers} layers have no k_proj and v_proj (MLA or linear attention), and "
+            f"the checkpoint stores the scales of an {kv_cache} KV cache beside those"
+        )
+        yield Finding(code="TC-116", where="--kv-cache", message=message, hint="use --kv-cache none")
+
+
 def request_findings(
     info: ModelInfo,
     *,
@@ -74,6 +89,7 @@ def request_findings(
         *format_findings(info, format, policy),
         *rank_findings(info, format, policy, serving),
         *parallel_findings(info, target, serving),
+        *kv_findings(info, kv_cache),
         *check_target(target, version, gpu, format, experts, kv_cache),
     ]
 

@@ -42,6 +42,10 @@ CODES: dict[str, tuple[str, str]] = {
         "More ranks than layers is an error; an uneven split is a warning.",
     ),
     "TC-115": ("The target runs on one device", "Leave tp, ep and pp at 1, or choose --target trtllm."),
+    "TC-116": (
+        "The attention has no place for KV cache scales",
+        "MLA and linear attention have no k_proj and v_proj to store them beside: use --kv-cache none.",
+    ),
     "TC-120": (
         "The target does not run this format on this GPU",
         "The hint names the nearest combination that works; `toolchain support` lists all of them.",
