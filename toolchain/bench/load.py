@@ -86,6 +86,6 @@ def _ask(client: GenerateClient, prompt: str, settings: Settings) -> tuple[str, 
 
 
 def _counted(prompt: str, text: str, record: Record, load: Load) -> Record:
-    """At most the tokens that were asked for: a text with broken characters splits into more than produced it."""
+    """At most the tokens that were asked for: broken characters split into more than produced them."""
     output_tokens = min(load.counter.count(text), load.settings.output_tokens)
     return replace(record, prompt_tokens=load.counter.count(prompt), output_tokens=output_tokens)

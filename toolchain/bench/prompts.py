@@ -8,12 +8,10 @@ from typing import Any
 
 from toolchain.core.errors import UsageError
 
-WORDS: tuple[str, ...] = tuple(
-    """import return class value self name path index error string number list config model token layer weight
-    expert router scale block batch shape dtype file open read write close check match start stop count total
-    first last next each every other after before while until where which there their about would could should
-    time house river mountain letter paper window garden market bridge station winter summer morning""".split()
-)
+WORDS = """import return class value self name path index error string number list config model token layer
+weight expert router scale block batch shape dtype file open read write close check match start stop count total
+first last next each every other after before while until where which there their about would could should
+time house river mountain letter paper window garden market bridge station winter summer morning evening"""
 
 
 class TokenCounter:
@@ -68,7 +66,7 @@ def make_prompts(counter: TokenCounter, *, count: int, tokens: int, seed: int) -
 def _prompt(counter: TokenCounter, generator: random.Random, tokens: int) -> str:
     words: list[str] = []
     while counter.count(" ".join(words)) < tokens:
-        words += generator.choices(WORDS, k=max(8, tokens // 2))
+        words += generator.choices(WORDS.split(), k=max(8, tokens // 2))
     ids = counter.encode(" ".join(words))
     for length in range(tokens, 0, -1):
         text = counter.decode(ids[:length]).strip()
