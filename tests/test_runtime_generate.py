@@ -84,8 +84,13 @@ def test_greedy_tokens_equal_transformers_alone_and_in_a_crowd(tiny: Tiny, famil
         # Five requests for three rows, of different lengths: they join and leave a running batch.
         handles = [engine.submit(prompt, params, lambda chunk: None) for prompt in PROMPTS]
         crowded = [list(handle.result().token_ids) for handle in handles]
+        # And with prompts that are read piece by piece while others are being answered.
+        engine._scheduler._runner.prefill_tokens = 20
+        handles = [engine.submit(prompt, params, lambda chunk: None) for prompt in PROMPTS]
+        in_pieces = [list(handle.result().token_ids) for handle in handles]
     assert alone == expected[:2]
     assert crowded == expected
+    assert in_pieces == expected
 
 
 def test_staggered_requests_join_a_running_batch(engine: LocalEngine, tiny: Tiny) -> None:

@@ -29,22 +29,12 @@ class Batch:
         """Positions of each row that the cache holds."""
         self._cache = cache
 
-    @classmethod
-    def prefill(cls, runner: Runner, requests: Sequence[Request]) -> Batch:
-        """Feed the prompts, take the first token of each answer. Rows may end with it: call ``shrink``."""
-        prompts = [request.prompt_ids for request in requests]
-        cache = kv.new_cache() if runner.mergeable else None
-        logits, cache = runner.forward(prompts, [0] * len(prompts), cache)
-        batch = cls(runner, requests, [len(prompt) for prompt in prompts], cache)
-        batch._accept(logits)
-        return batch
-
     def step(self) -> None:
         """One more token for every row."""
         tokens = [request.generated[-1:] for request in self.requests]
         logits, self._cache = self._runner.forward(tokens, self._lengths, self._cache)
         self._lengths = [length + 1 for length in self._lengths]
-        self._accept(logits)
+        self.accept(logits)
 
     def absorb(self, other: Batch) -> None:
         """Take over the rows of ``other``, which must not be used afterwards."""
@@ -63,7 +53,8 @@ class Batch:
         self.requests = [self.requests[index] for index in rows]
         self._lengths = lengths
 
-    def _accept(self, logits: Any) -> None:
+    def accept(self, logits: Any) -> None:
+        """Choose the next token of every row from ``logits`` [B, V]. Rows may end with it: call ``shrink``."""
         tokens = choose(logits, [request.sampler for request in self.requests])
         for request, token in zip(self.requests, tokens, strict=True):
             request.accept(token)

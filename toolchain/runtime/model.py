@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 
+PREFILL_TOKENS = {"cpu": 1024}
+OTHER_PREFILL_TOKENS = 8192
+"""Most positions, padding included, of one prefill forward, by type of device: enough to keep the matmuls busy, few
+enough to bound memory and the pause that a new prompt makes in the answers that are being generated."""
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto``: the GPU if there is one, else the CPU. Raises UsageError for a device that is not there."""
     import torch
@@ -91,11 +97,15 @@ class Runner:
     device: torch.device
     mergeable: bool = False
     """Whether KV caches of several sequences can live in one batch (set by ``probe``)."""
+    prefill_tokens: int = 0
+    """Most positions of one prefill forward; 0: what suits the device."""
     _options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             self._options["logits_to_keep"] = 1
+        if self.prefill_tokens == 0:
+            self.prefill_tokens = PREFILL_TOKENS.get(self.device.type, OTHER_PREFILL_TOKENS)
 
     def probe(self) -> None:
         """One forward over one token: a model that cannot run fails here; its cache tells how to batch it."""

@@ -12,11 +12,8 @@ from typing import Any
 from toolchain.core.errors import ToolchainError
 from toolchain.runtime.batch import Batch
 from toolchain.runtime.model import Runner
+from toolchain.runtime.prefill import Prefill, group
 from toolchain.runtime.request import Request
-
-PREFILL_TOKENS = 4096
-"""Most prompt positions, padding included, of one prefill forward; a longer prompt goes alone. Bounds the
-memory of a prefill, and the time that running requests wait for it."""
 
 
 class Scheduler:
@@ -28,6 +25,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._waiting: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._prefills: deque[Prefill] = deque()
         self._batches: list[Batch] = []
         """One batch for all requests; one per request for models whose caches cannot be merged."""
         self._change = threading.Condition()
@@ -87,19 +85,22 @@ class Scheduler:
     def _wait(self) -> bool:
         """Sleep until there is work; False when the engine closes."""
         with self._change:
-            self._change.wait_for(lambda: self._closing or self._waiting or self._calls or self._batches)
+            self._change.wait_for(lambda: self._closing or self._waiting or self._calls or self._running())
             return not self._closing
+
+    def _running(self) -> list[Request]:
+        """Requests that have a row, or will have one when their prompt is read."""
+        prompts = [request for prefill in self._prefills for request in prefill.requests]
+        return prompts + [request for batch in self._batches for request in batch.requests]
 
     def _turn(self) -> None:
         self._run_calls()
         self._cancel()
-        for group in self._admit():
-            self._start(group)
+        self._admit()
+        self._prefill()
         for batch in self._batches:
             self._step(batch)
-        for batch in self._batches:
-            batch.shrink()
-        self._batches = [batch for batch in self._batches if batch.requests]
+        self._sweep()
 
     def _run_calls(self) -> None:
         with self._change:
@@ -115,45 +116,54 @@ class Scheduler:
             gone = [request for request in self._waiting if request.cancelled.is_set()]
             for request in gone:
                 self._waiting.remove(request)
-        running = [
-            request for batch in self._batches for request in batch.requests if request.cancelled.is_set()
-        ]
-        for request in gone + running:
+        for request in gone + [request for request in self._running() if request.cancelled.is_set()]:
             request.finish("cancelled")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget requests that have ended."""
         for batch in self._batches:
             batch.shrink()
+        for prefill in self._prefills:
+            prefill.requests = [request for request in prefill.requests if not request.ended.is_set()]
         self._batches = [batch for batch in self._batches if batch.requests]
+        self._prefills = deque(prefill for prefill in self._prefills if prefill.requests)
 
-    def _admit(self) -> list[list[Request]]:
-        """Take waiting requests into the free rows, oldest first, grouped for prefill."""
-        free = self._max_batch_size - sum(len(batch.requests) for batch in self._batches)
+    def _admit(self) -> None:
+        """Take waiting requests into the free rows, oldest first."""
+        free = self._max_batch_size - len(self._running())
         with self._change:
             taken = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        groups: list[list[Request]] = []
-        # Sorted by length, so that neighbours need little padding.
-        for request in sorted(taken, key=lambda item: len(item.prompt_ids)):
-            width = len(request.prompt_ids)
-            fits = groups and width * (len(groups[-1]) + 1) <= PREFILL_TOKENS and self._runner.mergeable
-            if fits:
-                groups[-1].append(request)
-            else:
-                groups.append([request])
-        return groups
+        self._prefills.extend(group(self._runner, taken))
 
-    def _start(self, group: list[Request]) -> None:
-        try:
-            batch = Batch.prefill(self._runner, group)
-        except Exception as error:  # noqa: BLE001 - reported to the requests it concerns
-            if len(group) == 1:
-                group[0].fail(_failed("reading the prompt", error))
-                return
-            # One of them may be what the model cannot take: the others must not pay for it.
-            for request in group:
-                if not request.ended.is_set() and not request.generated:
-                    self._start([request])
-                else:
-                    request.fail(_failed("reading the prompt", error))
-            return
+    def _prefill(self) -> None:
+        """Read about ``prefill_tokens`` positions of prompts; the rest waits until the answers had a step."""
+        spent, budget = 0, self._runner.prefill_tokens
+        while self._prefills and (spent == 0 or spent + self._prefills[0].positions <= budget):
+            prefill = self._prefills.popleft()
+            spent += prefill.positions
+            try:
+                batch = prefill.advance()
+            except Exception as error:  # noqa: BLE001 - reported to the requests it concerns
+                self._retry_apart(prefill, error)
+                continue
+            if batch is None:
+                self._prefills.appendleft(prefill)
+            else:
+                self._join(batch)
+
+    def _retry_apart(self, prefill: Prefill, error: Exception) -> None:
+        """One of the prompts may be what the model cannot take: the others must not pay for it."""
+        again = [
+            request for request in prefill.requests if not request.ended.is_set() and not request.generated
+        ]
+        for request in prefill.requests:
+            if len(prefill.requests) == 1 or request not in again:
+                request.fail(_failed("reading the prompt", error))
+        if len(prefill.requests) > 1:
+            self._prefills.extendleft(Prefill(self._runner, [request]) for request in reversed(again))
+
+    def _join(self, batch: Batch) -> None:
         batch.shrink()
         if not batch.requests:
             return
@@ -170,18 +180,17 @@ class Scheduler:
                 request.fail(_failed("generating", error))
 
     def _fail_running(self, error: Exception) -> None:
-        for batch in self._batches:
-            for request in batch.requests:
-                request.fail(_failed("scheduling", error))
-        self._batches = []
+        for request in self._running():
+            request.fail(_failed("scheduling", error))
+        self._prefills, self._batches = deque(), []
 
     def _drain(self) -> None:
         with self._change:
             waiting, self._waiting = list(self._waiting), deque()
             calls, self._calls = list(self._calls), deque()
-        for request in waiting + [request for batch in self._batches for request in batch.requests]:
+        for request in waiting + self._running():
             request.fail(_closed())
-        self._batches = []
+        self._prefills, self._batches = deque(), []
         for _, future in calls:
             future.set_exception(_closed())
 
