@@ -112,6 +112,36 @@ def test_kl_equals_torch_in_float64(model: Any, tmp_path: Path) -> None:
     assert measured.baseline_ppl == pytest.approx(perplexity(model, tokens, window=40)["ppl"], rel=1e-6)
 
 
+def test_router_agreement_follows_the_router_logits_of_transformers(tiny: Tiny, tmp_path: Path) -> None:
+    import torch
+
+    from tests.tiny import make_tiny
+    from toolchain.modeling.loading import load_checkpoint
+
+    directories = (tiny("qwen3_moe"), make_tiny("qwen3_moe", tmp_path / "other", seed=1))
+    tokens = some_tokens(60)
+    chosen = []
+    for directory in directories:
+        with torch.no_grad():
+            routers = model_of(directory)(torch.tensor([tokens]), output_router_logits=True).router_logits
+        chosen.append([layer.topk(2, dim=-1).indices.tolist() for layer in routers])
+    expected = [
+        sum(len(set(mine) & set(theirs)) for mine, theirs in zip(*layers, strict=True)) / (2 * len(tokens))
+        for layers in zip(*chosen, strict=True)
+    ]
+    cpu = torch.device("cpu")
+    models = [load_checkpoint(directory, device=cpu, dtype=torch.float32) for directory in directories]
+    measured = compare_models(*models, tokens, window=60)
+    assert list(measured.router_agreement_by_layer) == pytest.approx(expected)
+    assert measured.router_agreement == pytest.approx(sum(expected) / len(expected))
+    assert 0 < measured.router_agreement < 1
+
+
+def test_a_dense_model_has_no_router_agreement(tiny: Tiny) -> None:
+    metrics = compare(tiny("llama"), tiny("llama"), some_tokens(50), window=50, device="cpu")
+    assert metrics.router_agreement is None
+
+
 def test_a_checkpoint_against_itself_loses_nothing(tiny: Tiny) -> None:
     directory = tiny("mixtral")
     metrics = compare(directory, directory, some_tokens(100), window=50, device="cpu")
@@ -122,6 +152,7 @@ def test_a_checkpoint_against_itself_loses_nothing(tiny: Tiny) -> None:
         1.0,
     )
     assert metrics.ppl == metrics.baseline_ppl
+    assert metrics.router_agreement == 1.0
 
 
 def test_the_report_is_json_and_the_same_every_time(tiny: Tiny, tmp_path: Path) -> None:

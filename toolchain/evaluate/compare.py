@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import UsageError
 from toolchain.core.progress import Progress, Silent
-from toolchain.evaluate.perplexity import ROWS, logits_of, token_nll, vocab_size_of
+from toolchain.evaluate.perplexity import ROWS, logits_of, model_of, token_nll, vocab_size_of
+from toolchain.evaluate.routing import Routing, RoutingAgreement
 from toolchain.evaluate.windows import batches, count_batches, cut, fitting_batch_size
 
 if TYPE_CHECKING:
@@ -31,9 +32,14 @@ class Metrics:
     """The worst percent of tokens: quantization damage is concentrated, and a mean hides it."""
     top1_agreement: float
     """Share of tokens at which both models prefer the same next token, 0 to 1."""
+    router_agreement: float | None = None
+    """Share of expert choices that both models have in common, 0 to 1, over all MoE layers; None for a dense
+    model. Routers are not quantized: what they choose differs because their inputs do."""
+    router_agreement_by_layer: tuple[float, ...] = ()
+    """The same for each MoE layer, in order."""
 
-    def to_json(self) -> dict[str, float | int]:
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "router_agreement_by_layer": list(self.router_agreement_by_layer)}
 
 
 def compare_models(
@@ -65,10 +71,13 @@ def compare_models(
     work = batches(token_ids, windows, bos=bos, batch_size=size)
     bar = progress or Silent()
     run, run_baseline = logits_of(source), logits_of(baseline)
-    for batch in bar.track(work, description="evaluate", total=count_batches(windows, size)):
-        logits = batch.predictions(run(batch.input_ids))
-        reference = batch.predictions(run_baseline(batch.input_ids)).to(logits.device)
-        collected.add(logits, reference, batch.targets().to(logits.device))
+    with Routing(model_of(source)) as routing, Routing(model_of(baseline)) as routing_baseline:
+        for batch in bar.track(work, description="evaluate", total=count_batches(windows, size)):
+            logits = batch.predictions(run(batch.input_ids))
+            chosen = routing.take()
+            reference = batch.predictions(run_baseline(batch.input_ids)).to(logits.device)
+            collected.add(logits, reference, batch.targets().to(logits.device))
+            collected.routing.add(chosen, routing_baseline.take())
     return collected.metrics()
 
 
@@ -88,6 +97,7 @@ class _Collected:
         self._nll = self._baseline_nll = 0.0
         self._agreed = 0
         self._kl: list[torch.Tensor] = []
+        self.routing = RoutingAgreement()
 
     def add(self, logits: torch.Tensor, reference: torch.Tensor, targets: torch.Tensor) -> None:
         for at in range(0, len(targets), ROWS):
@@ -101,6 +111,7 @@ class _Collected:
         import torch
 
         kl = torch.cat(self._kl)
+        layers = self.routing.by_layer()
         return Metrics(
             tokens=len(kl),
             ppl=math.exp(self._nll / len(kl)),
@@ -109,4 +120,6 @@ class _Collected:
             kl_median=float(kl.quantile(0.5)),
             kl_p99=float(kl.quantile(0.99)),
             top1_agreement=self._agreed / len(kl),
+            router_agreement=sum(layers) / len(layers) if layers else None,
+            router_agreement_by_layer=layers,
         )

@@ -33,9 +33,13 @@ def logits_of(source: Any) -> Logits:
     return run
 
 
+def model_of(source: Any) -> Any:
+    """The transformers model of a LocalEngine, or the model itself."""
+    return source.model if hasattr(source, "forward_logits") else source
+
+
 def vocab_size_of(source: Any) -> int:
-    model = getattr(source, "model", source) if hasattr(source, "forward_logits") else source
-    return int(model.config.get_text_config().vocab_size)
+    return int(model_of(source).config.get_text_config().vocab_size)
 
 
 def perplexity(

@@ -11,7 +11,10 @@ REPLACEMENT = "�"
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids that ``decode(skip_special_tokens=True)`` leaves out."""
-    return frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    if added is None:  # tokenizers that are not built on the tokenizers library
+        return frozenset(tokenizer.all_special_ids)
+    return frozenset(index for index, token in added.items() if token.special)
 
 
 class Detokenizer:
