@@ -36,10 +36,7 @@ def evaluate_checkpoint(
     tokenizer = load_tokenizer(checkpoint)
     tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens)
     bos = begin_token(tokenizer)
-    report: dict[str, Any] = {
-        "checkpoint": str(directory),
-        "baseline": None if baseline is None else str(baseline),
-    }
+    report: dict[str, Any] = {"checkpoint": str(directory), "baseline": baseline and str(baseline)}
     if baseline is None:
         model = _load(checkpoint, device, progress)
         figures = perplexity(model, tokens, window=window, bos=bos, progress=progress)
