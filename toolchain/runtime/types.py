@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from toolchain.core.errors import UsageError
 
+MAX_SEED = 2**64 - 1
+"""What torch generators and Triton's UINT64 input can both take."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -33,6 +36,8 @@ class SamplingParams:
             problems.append(f"top_k {self.top_k} (expected >= 0)")
         if not 0.0 < self.top_p <= 1.0:
             problems.append(f"top_p {self.top_p} (expected 0 < top_p <= 1)")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            problems.append(f"seed {self.seed} (expected 0 to 2**64 - 1)")
         if any(not text for text in self.stop):
             problems.append("an empty stop string")
         if problems:
