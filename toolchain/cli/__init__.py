@@ -1,1 +1,1 @@
-"""See README.md of this room."""
+"""The command line: parse -> call one stage -> print. One file per command; nothing here knows how to quantize."""

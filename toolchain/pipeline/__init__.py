@@ -1,1 +1,1 @@
-"""See README.md of this room."""
+"""Chains of stages: ``engine`` (the whole picture) and ``build`` (an engine of an existing checkpoint)."""

@@ -74,6 +74,7 @@ def _adder(statistics: InputStatistics) -> Any:
 def search(weights: list[torch.Tensor], statistics: InputStatistics) -> tuple[torch.Tensor, float]:
     """Best channel scale [K] (float32, geometric middle 1) for [N_i, K] weights with one input, and its alpha."""
     weight = torch.cat([item.float() for item in weights])
+    assert statistics.absolute is not None and statistics.gram is not None, "no token was collected"
     act = statistics.absolute / statistics.tokens
     per_weight = _relative_magnitude(weight)
     best_loss, best_scale, best_alpha = float("inf"), torch.ones_like(act), 0.0

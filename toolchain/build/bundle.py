@@ -1,0 +1,100 @@
+"""Assemble an engine directory: a verified checkpoint, what its target needs beside it, and engine.json last."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from toolchain.build.trtllm import llm_args, render_yaml, version_lock
+from toolchain.core.environment import git_commit, package_versions
+from toolchain.core.errors import UsageError
+from toolchain.core.files import atomic_write_json, atomic_write_text, hash_tree, read_json
+from toolchain.families import FAMILIES, Family, get_family
+from toolchain.formats import get_format
+from toolchain.plan.types import Plan
+
+SCHEMA_VERSION = 1
+TARGET_FILES = ("llm_args.yaml", "versions.lock.json")
+
+
+def write_target_files(directory: Path, plan: Plan) -> list[Path]:
+    """What ``plan.target`` wants beside the checkpoint; files of another target are removed."""
+    for name in TARGET_FILES:
+        (directory / name).unlink(missing_ok=True)
+    if plan.target == "local":
+        return []
+    if plan.target != "trtllm":
+        raise UsageError(
+            f"no bundle can be built for target {plan.target!r} yet; local and trtllm can",
+            hint="TensorRT-LLM's PyTorch backend (--target trtllm) loads the checkpoint without trtllm-build",
+            code="TC-403",
+        )
+    config = read_json(directory / "checkpoint" / "config.json")
+    arguments, reasons = llm_args(plan, _family(plan, config), is_moe=_is_moe(plan))
+    atomic_write_text(directory / "llm_args.yaml", render_yaml(arguments, reasons))
+    atomic_write_json(directory / "versions.lock.json", version_lock(plan))
+    return [directory / name for name in TARGET_FILES]
+
+
+def write_manifest(
+    directory: Path,
+    plan: Plan,
+    *,
+    name: str,
+    command: list[str],
+    stages: dict[str, Any],
+    metrics: dict[str, Any],
+) -> dict[str, Any]:
+    """engine.json: what this engine is, what made it, and the hash of every file. Written last, atomically."""
+    found = get_format(plan.format)
+    files = {
+        path: digest for path, digest in hash_tree(directory).items() if path.split("/")[0] not in MUTABLE
+    }
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "format": plan.format,
+        "quant_algo": found.quant_algo,
+        "kv_cache": plan.kv_cache,
+        "policy": plan.policy,
+        "target": plan.target,
+        "target_version": plan.target_version,
+        "gpu": plan.gpu,
+        "model": {"source": plan.model, "architecture": plan.architecture, "identity": plan.model_identity},
+        "checkpoint": "checkpoint",
+        "limits": {
+            "max_batch_size": plan.serving.max_batch_size,
+            "max_seq_len": plan.serving.max_seq_len,
+            "max_num_tokens": _max_num_tokens(plan),
+        },
+        "parallel": {"tp": plan.serving.tp, "ep": plan.serving.ep, "pp": plan.serving.pp},
+        "metrics": metrics,
+        "stages": stages,
+        "command": command,
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "files": files,
+    }
+    atomic_write_json(directory / "engine.json", manifest)
+    return manifest
+
+
+MUTABLE = ("engine.json", "bench", "report", "stages", "serve")
+"""Entries of an engine directory that change after the engine is made: they have no place in its file hashes."""
+
+
+def _max_num_tokens(plan: Plan) -> int:
+    from toolchain.build.trtllm import MAX_NUM_TOKENS
+
+    return max(MAX_NUM_TOKENS, plan.serving.max_batch_size)
+
+
+def _is_moe(plan: Plan) -> bool:
+    return any(item.role == "routed_expert" for item in plan.assignments)
+
+
+def _family(plan: Plan, config: dict[str, Any]) -> Family:
+    declared = next((family for family in FAMILIES if family.name == plan.family), None)
+    return declared or get_family(config.get("model_type", ""), plan.architecture, ())

@@ -1,0 +1,111 @@
+"""toolchain bench"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.cli.options import PATH, json_option, seed_option
+from toolchain.cli.output import Terminal, emit, table
+from toolchain.core.errors import UsageError
+
+
+@click.command(name="bench")
+@click.argument("target", metavar="ENGINE|URL")
+@click.option("--concurrency", default="1,4,16", show_default=True, help="Requests at once, comma separated.")
+@click.option("--requests", type=int, default=32, show_default=True, help="Requests at each concurrency.")
+@click.option("--prompt-tokens", type=int, default=64, show_default=True)
+@click.option("--output-tokens", type=int, default=32, show_default=True)
+@click.option(
+    "--timeout", type=float, default=300.0, show_default=True, help="Seconds that one request may take."
+)
+@click.option(
+    "--tokenizer", type=PATH, help="Engine or checkpoint that the server serves; needed with a URL."
+)
+@click.option("--output", type=PATH, help="JSON file. Default: ENGINE/bench/<time>.json.")
+@seed_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    target: str,
+    concurrency: str,
+    requests: int,
+    prompt_tokens: int,
+    output_tokens: int,
+    timeout: float,
+    tokenizer: Path | None,
+    output: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure a served engine over gRPC streaming: TTFT, ITL, end to end, tokens/s at several concurrencies.
+
+    With an ENGINE directory a server is started for the measurement; with host:port a running one is measured.
+    """
+    from toolchain.bench.run import run_bench, write_result
+
+    engine = Path(target) if Path(target).is_dir() else None
+    if engine is None and tokenizer is None:
+        raise UsageError(
+            f"{target} is not a directory; to measure a server by address, --tokenizer must name the engine it serves",
+            hint="toolchain bench 127.0.0.1:8001 --tokenizer engines/mine",
+            code="TC-009",
+        )
+    with contextlib.ExitStack() as stack:
+        server: Any = _start(engine, stack) if engine else target
+        result = run_bench(
+            server,
+            tokenizer_dir=tokenizer or Path(target),
+            concurrency=_numbers(concurrency),
+            requests=requests,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            seed=seed,
+            timeout_s=timeout,
+            engine_dir=engine,
+            progress=Terminal(),
+        )
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = output or (engine / "bench" / f"{stamp}.json" if engine else None)
+    if path is not None:
+        write_result(path, result)
+    emit(result.to_json(), as_json, _render(result) + (f"\n\nwritten to {path}" if path else ""))
+    if result.errors:
+        ctx.exit(1)
+
+
+def _start(engine: Path, stack: contextlib.ExitStack) -> Any:
+    from toolchain.triton.engine_dir import read_engine_dir
+    from toolchain.triton.render import render_repository
+    from toolchain.triton.server import TritonServer
+
+    repository = Path("triton_repo") / read_engine_dir(engine).name
+    if not repository.is_dir():
+        render_repository(engine, repository)
+    return stack.enter_context(TritonServer(repository, progress=Terminal()))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--concurrency {text!r}: expected numbers such as 1,4,16", code="TC-009") from error
+
+
+def _render(result: Any) -> str:
+    rows = []
+    for level in result.levels:
+        cells: list[Any] = [level.concurrency, level.requests, level.errors]
+        for name in ("ttft_ms", "itl_ms", "e2e_ms"):
+            found = getattr(level, name)
+            cells += [f"{getattr(found, key):.1f}" if found else "-" for key in ("p50", "p90", "p99")]
+        rows.append([*cells, f"{level.output_tokens_per_s:.1f}", f"{level.requests_per_s:.2f}"])
+    heads = ["users", "requests", "errors"]
+    heads += [f"{name} {key}" for name in ("TTFT", "ITL", "E2E") for key in ("p50", "p90", "p99")]
+    note = "times in ms; ITL: gaps between successive responses with text"
+    return table([*heads, "tokens/s", "requests/s"], rows) + f"\n{note}"

@@ -1,0 +1,139 @@
+"""toolchain engine"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from toolchain.cli.options import (
+    PATH,
+    calibration_options,
+    device_option,
+    dry_run_option,
+    force_option,
+    format_of_spec,
+    json_option,
+    kv_cache_option,
+    placement_options,
+    policy_option,
+    seed_option,
+    trust_option,
+)
+from toolchain.cli.output import Terminal, emit, facts, size
+from toolchain.cli.plan_text import render_plan
+from toolchain.core.errors import UsageError
+
+
+@click.command(name="engine")
+@click.argument("model", metavar="MODEL|SPEC")
+@format_of_spec
+@policy_option
+@kv_cache_option
+@placement_options
+@calibration_options
+@click.option("--eval-data", help="Held-out text. Default: evaluation.jsonl of MODEL, if it has one.")
+@click.option("--eval-tokens", type=int, default=16_384, show_default=True, help="Tokens to judge on.")
+@click.option("--output", type=PATH, help="Engine directory. Default: engines/<name>.")
+@click.option("--triton-output", type=PATH, help="Triton repository. Default: triton_repo/<name>.")
+@seed_option
+@device_option
+@trust_option
+@dry_run_option
+@force_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: str,
+    format_name: str | None,
+    output: Path | None,
+    triton_output: Path | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Plan, quantize, verify, evaluate, build and render: MODEL to a served engine, in one command.
+
+    A YAML spec with the same option names may stand for MODEL; options given here win over it. Finished stages whose
+    inputs and outputs still match their hashes are skipped.
+    """
+    from toolchain.pipeline.engine import make_engine
+    from toolchain.pipeline.request import make_request_plan
+
+    request = _request(ctx, model, format_name, options)
+    directory = output or Path("engines") / request.engine_name()
+    repository = triton_output or Path("triton_repo") / directory.name
+    if dry_run:
+        plan = make_request_plan(request)
+        emit(plan.to_json(), as_json, render_plan(plan))
+        return
+    result = make_engine(
+        request, directory, repository, command=["toolchain", *sys.argv[1:]], force=force, progress=Terminal()
+    )
+    emit(result.manifest, as_json, _summary(result))
+
+
+def _request(ctx: click.Context, model: str, format_name: str | None, options: dict[str, Any]) -> Any:
+    from toolchain.pipeline.request import EngineRequest, read_spec
+
+    if model.endswith((".yaml", ".yml")):
+        given = {
+            key: value
+            for key, value in options.items()
+            if ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE
+        }
+        if format_name:
+            given["format"] = format_name
+        path = Path(model)
+        if not path.is_file():
+            raise UsageError(
+                f"spec {path} does not exist", hint="`ls engines/*.yaml` shows those that ship", code="TC-007"
+            )
+        return read_spec(path, given)
+    if not format_name:
+        raise UsageError("--format is missing", hint="for example --format nvfp4", code="TC-101")
+    return EngineRequest(model=model, format=format_name, **options)
+
+
+def _summary(result: Any) -> str:
+    manifest, figures = result.manifest, result.plan.estimates
+    metrics, stages = manifest["metrics"], manifest["stages"]
+    rows: list[tuple[str, Any]] = [
+        ("engine", result.directory),
+        ("format", f"{manifest['format']}, policy {manifest['policy']}, KV cache {manifest['kv_cache']}"),
+        ("target", f"{manifest['target']} {manifest['target_version']} on {manifest['gpu']}"),
+        ("size", f"{size(figures.source_bytes)} -> {size(figures.checkpoint_bytes)}"),
+        ("effective bits", f"{figures.effective_bits:.2f}"),
+    ]
+    if metrics.get("measured"):
+        rows += [
+            (
+                "perplexity",
+                f"{metrics['baseline_ppl']:.3f} -> {metrics['ppl']:.3f} ({metrics['tokens']} held-out tokens)",
+            ),
+            (
+                "KL to source",
+                f"{metrics['kl_mean']:.5f} mean, {metrics['kl_p99']:.4f} p99; top-1 agreement {metrics['top1_agreement']:.1%}",
+            ),
+        ]
+    else:
+        rows.append(("perplexity", "not measured: no held-out text (--eval-data)"))
+    starved = stages["quantize"]["facts"]["starved_experts"]
+    rows += [
+        ("starved experts", f"{len(starved)}" + (f": {starved[:3]}" if starved else "")),
+        ("verified", f"yes, {stages['verify']['facts']['tensors']} tensors"),
+        ("triton repository", result.repository),
+        ("next", _next(result)),
+    ]
+    return facts(rows)
+
+
+def _next(result: Any) -> str:
+    if result.manifest["target"] == "local":
+        return f"toolchain generate {result.directory} --prompt 'def '  |  toolchain serve {result.directory}"
+    return f"trtllm-serve {result.directory}/checkpoint --config {result.directory}/llm_args.yaml"

@@ -1,0 +1,46 @@
+"""toolchain generate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.cli.options import PATH, device_option, json_option
+from toolchain.cli.output import emit
+
+
+@click.command(name="generate")
+@click.argument("engine", type=PATH)
+@click.option("--prompt", required=True, help="Text to go on from.")
+@click.option("--max-tokens", type=int, default=64, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="0: no limit.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Seed of the sampling.")
+@click.option("--stop", multiple=True, help="Text that ends the answer; may be given more than once.")
+@click.option("--chat", is_flag=True, help="Send the prompt as a user message through the chat template.")
+@device_option
+@json_option
+def command(engine: Path, prompt: str, device: str, chat: bool, as_json: bool, **sampling: Any) -> None:
+    """Generate text with ENGINE (an engine or checkpoint directory) in this process, streamed as it comes."""
+    from toolchain.runtime.engine import LocalEngine
+    from toolchain.runtime.types import SamplingParams
+
+    params = SamplingParams(**sampling)
+    with LocalEngine.load(engine, device=device) as local:
+        asked: Any = local.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
+        if as_json:
+            answer = local.generate(asked, params)
+            value = {
+                "text": answer.text,
+                "token_ids": list(answer.token_ids),
+                "prompt_tokens": answer.prompt_tokens,
+                "finish_reason": answer.finish_reason,
+            }
+            emit(value, True, "")
+            return
+        for chunk in local.stream(asked, params):
+            click.echo(chunk.text, nl=False)
+        click.echo()

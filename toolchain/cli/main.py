@@ -1,0 +1,125 @@
+"""The command line: parse, call one stage, print. Commands are imported when they are called, not before."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from toolchain import __version__
+from toolchain.core.errors import ToolchainError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("doctor", "Show what this machine has and what can run here."),
+    "list": ("list_", "List formats, families, targets or gpus."),
+    "support": ("support", "Show which format runs on which GPU with which TensorRT-LLM."),
+    "demo": ("demo", "Train the demo MoE, a plain Hugging Face directory."),
+    "plan": ("plan", "Say what would be done to MODEL, what it takes and what is wrong. Reads no weight."),
+    "quantize": ("quantize", "Quantize MODEL into a checkpoint directory."),
+    "verify": ("verify", "Audit the written bytes of a quantized checkpoint."),
+    "evaluate": ("evaluate", "Run a checkpoint on held-out text: perplexity, KL, agreement."),
+    "build": ("build", "Make an engine of a verified checkpoint."),
+    "engine": ("engine", "The whole picture: plan, quantize, verify, evaluate, build, triton."),
+    "generate": ("generate", "Generate text with an engine in this process."),
+    "triton": ("triton", "Render or lint a Triton model repository."),
+    "serve": ("serve", "Serve an engine with a real tritonserver."),
+    "bench": ("bench", "Measure latency and throughput of a served engine."),
+    "explain": ("explain", "Explain an error or finding code, such as TC-316."),
+}
+"""Command -> (module in toolchain.cli, short help). The short help stands here so that --help imports no command."""
+
+HELP = """From Hugging Face MoE weights to a quantized, verified, served and measured engine.
+
+\b
+The whole picture in one command (MODEL is a local directory or a hub id):
+  toolchain engine Qwen/Qwen3-30B-A3B --format nvfp4 --gpu b200 --target trtllm
+  toolchain serve engines/qwen--qwen3-30b-a3b-nvfp4-trtllm-b200
+
+\b
+Stage by stage, each reads and writes files only:
+  toolchain plan MODEL --format fp8 --gpu h100 --target trtllm
+  toolchain quantize MODEL --format fp8 --output CHECKPOINT --calib-data chats.jsonl
+  toolchain verify CHECKPOINT --against MODEL
+  toolchain evaluate CHECKPOINT --baseline MODEL --data held-out.jsonl
+  toolchain build CHECKPOINT --target trtllm --gpu h100 --output engines/mine
+  toolchain triton engines/mine
+
+Data goes to stdout (--json on every command), progress to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules that are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"toolchain.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="toolchain")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    ctx.obj = {"debug": debug}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Console entry point: turns errors into one clear message (or JSON) and an exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    try:
+        status: Any = cli.main(args=arguments, prog_name="toolchain", standalone_mode=False)
+    except ToolchainError as error:
+        if debug:
+            raise
+        _report(error, as_json)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: what was finished is kept, run the same command again to go on", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001 the last line of defence: no traceback reaches a user
+        if debug:
+            raise
+        _report(_unexpected(error), as_json)
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _unexpected(error: Exception) -> ToolchainError:
+    return ToolchainError(
+        f"unexpected {type(error).__name__}: {error}",
+        hint="this is a defect of the toolchain or of a library: run again with `toolchain --debug ...` and report it",
+    )
+
+
+def _report(error: ToolchainError, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        click.echo(json.dumps({"error": error.to_json()}, indent=2))
+        return
+    click.secho(f"error {error.code}: {error.message}", fg="red", err=True)
+    for finding in getattr(error, "findings", ()):
+        click.echo(f"  {finding}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)

@@ -1,0 +1,100 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.core.gpus import GPUS
+from toolchain.formats import FORMATS, KV_CACHES
+from toolchain.plan.types import Calibration
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+PATH = click.Path(path_type=Path)
+
+
+def stack(*decorators: Decorator) -> Decorator:
+    """One decorator out of several, in the order in which they shall appear in --help."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Check and say what would be done; write nothing."
+)
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of every random choice."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N: where the work is done."
+)
+format_option = click.option(
+    "--format", "format_name", required=True, help=f"One of {', '.join(item.name for item in FORMATS)}."
+)
+format_of_spec = click.option(
+    "--format",
+    "format_name",
+    help=f"One of {', '.join(item.name for item in FORMATS)}. Required without a spec.",
+)
+policy_option = click.option(
+    "--policy",
+    help="experts-only, mlp-only or all-linear: which parts are quantized. Default: experts-only for 4-bit formats of "
+    "MoE models, else all-linear.",
+)
+kv_cache_option = click.option(
+    "--kv-cache", default="none", show_default=True, help=f"KV cache format: {', '.join(KV_CACHES)}."
+)
+trust_option = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python code that the model directory ships. Off unless asked.",
+)
+
+placement_options = stack(
+    click.option(
+        "--gpu", default="cpu", show_default=True, help=f"One of {', '.join(gpu.name for gpu in GPUS)}."
+    ),
+    click.option(
+        "--target", default="local", show_default=True, help="What runs the engine: local or trtllm."
+    ),
+    click.option(
+        "--trtllm-version", help="TensorRT-LLM release to plan for. Default: the latest stable one."
+    ),
+    click.option("--tp", type=int, default=1, show_default=True, help="Tensor parallel size."),
+    click.option("--ep", type=int, default=1, show_default=True, help="Expert parallel size (divides --tp)."),
+    click.option("--pp", type=int, default=1, show_default=True, help="Pipeline parallel size."),
+    click.option("--max-batch-size", type=int, help="Requests at once. Default 8."),
+    click.option(
+        "--max-seq-len", type=int, help="Tokens of prompt and answer. Default 4096, or the model's limit."
+    ),
+)
+
+calibration_options = stack(
+    click.option(
+        "--calib-data",
+        default="",
+        help="Text or JSONL file, a directory of them, or a hub data set name. Default: calibration.jsonl of MODEL.",
+    ),
+    click.option(
+        "--calib-samples", type=int, default=Calibration.samples, show_default=True, help="Sequences."
+    ),
+    click.option(
+        "--calib-length",
+        type=int,
+        default=Calibration.length_tokens,
+        show_default=True,
+        help="Tokens of each.",
+    ),
+    click.option("--chat-template", is_flag=True, help="Run calibration records through the chat template."),
+)

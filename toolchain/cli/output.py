@@ -1,0 +1,85 @@
+"""What commands print: JSON or tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import click
+
+T = TypeVar("T")
+GIB = 1024**3
+
+
+def emit(value: Any, as_json: bool, text: str) -> None:
+    """Print ``value`` as JSON, or ``text`` for people."""
+    click.echo(json.dumps(value, indent=2, default=str) if as_json else text)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A plain table; the last column may be long. Plain text survives logs, pipes and narrow terminals."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[index]) for row in [list(headers), *cells]) for index in range(len(headers))]
+    lines = [list(headers), ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> str:
+    """Aligned ``name  value`` lines."""
+    items = [(name, str(value)) for name, value in pairs]
+    width = max(len(name) for name, _ in items)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in items)
+
+
+def size(count: float) -> str:
+    """Bytes in a unit that reads well."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+class Terminal:
+    """Progress on stderr: a bar on a terminal, a line every few seconds in a log."""
+
+    LOG_EVERY_S = 15.0
+
+    def note(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def track(self, items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
+        if sys.stderr.isatty():
+            yield from self._bar(items, description, total)
+        else:
+            yield from self._log(items, description, total)
+
+    def _bar(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Eta
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            Eta(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield from progress.track(items, total=total, description=description)
+
+    def _log(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+        started = last = time.monotonic()
+        for count, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            if now - last >= self.LOG_EVERY_S:
+                last = now
+                left = f", about {(now - started) / count * (total - count):.0f} s left" if total else ""
+                self.note(f"{description}: {count}{f' of {total}' if total else ''}{left}")

@@ -1,0 +1,45 @@
+"""toolchain plan"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from toolchain.cli.options import (
+    calibration_options,
+    format_option,
+    json_option,
+    kv_cache_option,
+    placement_options,
+    policy_option,
+    seed_option,
+    trust_option,
+)
+from toolchain.cli.output import emit
+from toolchain.cli.plan_text import render_plan
+from toolchain.core.findings import errors
+
+
+@click.command(name="plan")
+@click.argument("model")
+@format_option
+@policy_option
+@kv_cache_option
+@placement_options
+@calibration_options
+@seed_option
+@trust_option
+@json_option
+@click.pass_context
+def command(ctx: click.Context, model: str, format_name: str, as_json: bool, **options: Any) -> None:
+    """Say what would be done to MODEL, what it takes, and every problem at once. Reads headers, no weights.
+
+    Exit status 2 when the plan cannot be carried out.
+    """
+    from toolchain.pipeline.request import EngineRequest, make_request_plan
+
+    plan = make_request_plan(EngineRequest(model=model, format=format_name, **options))
+    emit(plan.to_json(), as_json, render_plan(plan))
+    if errors(plan.findings):
+        ctx.exit(2)

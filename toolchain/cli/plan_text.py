@@ -1,0 +1,78 @@
+"""A Plan for people."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from toolchain.cli.output import GIB, facts, size, table
+from toolchain.plan.types import Assignment, Plan
+
+
+def render_plan(plan: Plan) -> str:
+    figures = plan.estimates
+    head = facts(
+        [
+            ("model", f"{plan.model} ({plan.architecture}, family {plan.family})"),
+            ("format", f"{plan.format}, policy {plan.policy}, KV cache {plan.kv_cache}"),
+            ("target", f"{plan.target} {plan.target_version} on {plan.gpu}".strip()),
+            ("parameters", f"{figures.parameters:,} ({figures.active_parameters:,} per token)"),
+            ("checkpoint", f"{size(figures.source_bytes)} -> {size(figures.checkpoint_bytes)}"),
+            ("effective bits", f"{figures.effective_bits:.2f} per parameter"),
+            ("per GPU", _per_gpu(plan)),
+            ("to quantize", f"{size(figures.quantize_memory_bytes)}, about {figures.quantize_seconds:.0f} s"),
+            ("basis", figures.basis),
+        ]
+    )
+    parts = table(
+        ("part", "layers", "format", "matrices", "parameters", "bytes", "why"), _rows(plan.assignments)
+    )
+    findings = "\n".join(str(finding) for finding in plan.findings)
+    return f"{head}\n\n{parts}" + (f"\n\n{findings}" if findings else "")
+
+
+def _per_gpu(plan: Plan) -> str:
+    figures = plan.estimates
+    used = figures.weights_per_gpu_bytes + figures.kv_cache_per_gpu_bytes + figures.activations_per_gpu_bytes
+    have = f" of {figures.gpu_memory_bytes / GIB:.1f} GiB" if figures.gpu_memory_bytes else ""
+    return (
+        f"{size(used)}{have}: weights {size(figures.weights_per_gpu_bytes)}, KV cache "
+        f"{size(figures.kv_cache_per_gpu_bytes)}, activations {size(figures.activations_per_gpu_bytes)}"
+    )
+
+
+def _rows(assignments: tuple[Assignment, ...]) -> list[tuple[str, ...]]:
+    """One row for each run of layers that are treated alike."""
+
+    def kind(item: Assignment) -> tuple[str, str, str]:
+        return item.role, item.format, item.reason
+
+    rows: list[tuple[str, ...]] = []
+    for (role, name, reason), group in groupby(
+        sorted(assignments, key=lambda item: (*kind(item), item.layer or 0)), kind
+    ):
+        items = list(group)
+        rows.append(
+            (
+                role,
+                _layers([item.layer for item in items if item.layer is not None]),
+                name,
+                f"{sum(item.modules for item in items):,}",
+                f"{sum(item.parameters for item in items):,}",
+                size(sum(item.planned_bytes for item in items)),
+                reason,
+            )
+        )
+    return rows
+
+
+def _layers(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> ``0-2,5``; empty -> ``-``."""
+    if not numbers:
+        return "-"
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,77 @@
+"""toolchain quantize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.cli.options import (
+    PATH,
+    calibration_options,
+    device_option,
+    dry_run_option,
+    force_option,
+    format_option,
+    json_option,
+    kv_cache_option,
+    placement_options,
+    policy_option,
+    seed_option,
+    trust_option,
+)
+from toolchain.cli.output import Terminal, emit, facts, size
+from toolchain.cli.plan_text import render_plan
+
+
+@click.command(name="quantize")
+@click.argument("model")
+@format_option
+@click.option("--output", type=PATH, required=True, help="Directory of the quantized checkpoint.")
+@policy_option
+@kv_cache_option
+@calibration_options
+@placement_options
+@seed_option
+@device_option
+@trust_option
+@dry_run_option
+@force_option
+@json_option
+def command(
+    model: str, format_name: str, output: Path, dry_run: bool, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Quantize MODEL into a checkpoint in the unified Hugging Face layout."""
+    from toolchain.core.files import refuse_occupied
+    from toolchain.pipeline.request import EngineRequest, make_request_plan
+    from toolchain.plan.planner import require_clean
+
+    progress = Terminal()
+    request = EngineRequest(model=model, format=format_name, **options)
+    plan = require_clean(make_request_plan(request))
+    refuse_occupied(output, force=force)
+    if dry_run:
+        emit(plan.to_json(), as_json, render_plan(plan))
+        return
+    from toolchain.quantize.job import quantize
+
+    manifest = quantize(
+        plan,
+        output,
+        device=request.device,
+        force=force,
+        trust_remote_code=request.trust_remote_code,
+        progress=progress,
+    )
+    text = facts(
+        [
+            ("checkpoint", output),
+            ("tensors", size(manifest["tensor_bytes"])),
+            ("calibration", manifest["calibration"] or "none needed"),
+            ("starved experts", len(manifest["starved_experts"])),
+            ("seconds", manifest["seconds"]),
+            ("next", f"toolchain verify {output} --against {model}"),
+        ]
+    )
+    emit(manifest, as_json, text)

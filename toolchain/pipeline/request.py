@@ -1,0 +1,106 @@
+"""What a user asks of ``toolchain engine``: the options, or a YAML spec with the same names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from toolchain.core.errors import UsageError
+from toolchain.plan.types import Calibration, Plan, Serving
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """Fields have the names of the command line's options."""
+
+    model: str
+    format: str
+    policy: str | None = None
+    kv_cache: str = "none"
+    gpu: str = "cpu"
+    target: str = "local"
+    trtllm_version: str | None = None
+    tp: int = 1
+    ep: int = 1
+    pp: int = 1
+    max_batch_size: int | None = None
+    max_seq_len: int | None = None
+    calib_data: str = ""
+    calib_samples: int = Calibration.samples
+    calib_length: int = Calibration.length_tokens
+    chat_template: bool = False
+    seed: int = 0
+    device: str = "auto"
+    trust_remote_code: bool = False
+    eval_data: str | None = None
+    """Text to judge the engine on; None takes the model directory's evaluation.jsonl if there is one."""
+    eval_tokens: int = 16_384
+
+    def engine_name(self) -> str:
+        """``<model>-<format>``, with target and GPU when the engine is not the local one."""
+        base = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model
+        name = f"{base.replace('/', '--')}-{self.format}"
+        name += f"-kv_{self.kv_cache}" if self.kv_cache != "none" else ""
+        name += f"-{self.policy}" if self.policy else ""
+        name += f"-{self.target}-{self.gpu}" if self.target != "local" else ""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lower()
+
+    def calibration(self) -> Calibration:
+        return Calibration(
+            data=self.calib_data,
+            samples=self.calib_samples,
+            length_tokens=self.calib_length,
+            seed=self.seed,
+            chat_template=self.chat_template,
+        )
+
+
+def make_request_plan(request: EngineRequest) -> Plan:
+    """Read the model's headers and plan; violations are in ``plan.findings``."""
+    from toolchain.models.reader import read_model
+    from toolchain.plan.planner import DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN, make_plan
+
+    info = read_model(request.model, trust_remote_code=request.trust_remote_code)
+    length = request.max_seq_len or min(DEFAULT_SEQ_LEN, info.max_position_embeddings)
+    return make_plan(
+        info,
+        format=request.format,
+        policy=request.policy,
+        kv_cache=request.kv_cache,
+        gpu=request.gpu,
+        target=request.target,
+        target_version=request.trtllm_version,
+        serving=Serving(
+            max_batch_size=request.max_batch_size or DEFAULT_BATCH_SIZE,
+            max_seq_len=length,
+            tp=request.tp,
+            ep=request.ep,
+            pp=request.pp,
+        ),
+        calibration=request.calibration(),
+    )
+
+
+def read_spec(path: Path, overrides: dict[str, Any]) -> EngineRequest:
+    """An engine spec (``engines/*.yaml``); options given on the command line win. UsageError names unknown keys."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}", code="TC-007") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds {type(value).__name__}, expected a mapping of options", code="TC-007")
+    known = {item.name for item in fields(EngineRequest)}
+    values = {str(key).replace("-", "_"): item for key, item in value.items()}
+    unknown = sorted(set(values) - known)
+    missing = sorted({"model", "format"} - set(values) - set(overrides))
+    if unknown or missing:
+        raise UsageError(
+            f"{path}: unknown keys {unknown}, missing keys {missing}",
+            hint=f"known keys: {', '.join(sorted(known))}",
+            code="TC-007",
+        )
+    return EngineRequest(**{**values, **overrides})
