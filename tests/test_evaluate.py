@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.data.texts import read_texts
 from toolchain.evaluate.checkpoint import compare, evaluate_checkpoint
 from toolchain.evaluate.compare import compare_models
 from toolchain.evaluate.perplexity import perplexity
-from toolchain.evaluate.text import read_texts
 from toolchain.evaluate.tokens import begin_token, encode_samples
 from toolchain.runtime.engine import LocalEngine
 
@@ -167,7 +167,7 @@ def test_the_report_is_json_and_the_same_every_time(tiny: Tiny, tmp_path: Path) 
     assert json.loads(json.dumps(report)) == report
     assert report == evaluate_checkpoint(other, baseline=tiny("qwen3_moe"), **options)
     assert report["kl_mean"] > 0
-    assert report["data"]["tokens"] == 150
+    assert report["data"]["tokens"] == 128  # two whole windows
     alone = evaluate_checkpoint(tiny("qwen3_moe"), baseline=None, **options)
     assert alone["ppl"] == pytest.approx(report["baseline_ppl"])
     assert alone["data"] == report["data"]
@@ -187,17 +187,27 @@ def test_samples_are_joined_with_the_end_token(tiny: Tiny) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny("llama"))
-    tokens = encode_samples(tokenizer, ["ab", [{"role": "user", "content": "c"}]], max_tokens=100)
+    tokens = encode_samples(tokenizer, ["ab", [{"role": "user", "content": "c"}]], max_tokens=100, window=10)
     assert tokenizer.decode(tokens) == "ab</s><|im_start|>user\nc<|im_end|>\n"
-    assert encode_samples(tokenizer, ["abcdef"], max_tokens=3) == tokens[:2] + tokenizer("c")["input_ids"]
+    assert encode_samples(tokenizer, ["abcdef"], max_tokens=3, window=3) == tokens[:2] + tokenizer("c")["input_ids"]
     assert begin_token(tokenizer) is None
+
+
+def test_few_tokens_are_taken_from_all_over_the_text(tiny: Tiny) -> None:
+    """One byte is one token here: the windows must come from both ends and the middle, as they stand."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny("llama"))
+    text = "".join(chr(ord("a") + index // 100) for index in range(2000))
+    tokens = encode_samples(tokenizer, [text], max_tokens=40, window=10)
+    assert tokenizer.decode(tokens) == "a" * 10 + text[663:673] + text[1326:1336] + "t" * 10
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ('{"text": "fine"}\nnot json', r"data\.jsonl:2: not JSON"),
-        ('{"prompt": "x"}', r'data\.jsonl:1: expected an object with "text"'),
+        ('{"texts": "x"}', r'data\.jsonl:1: expected an object with "text"'),
         ('{"messages": [{"role": "user"}]}', r"data\.jsonl:1: expected an object"),
         ("\n\n", "holds no text"),
     ],

@@ -118,7 +118,8 @@ def _summary(result: Any) -> str:
             ),
             (
                 "KL to source",
-                f"{metrics['kl_mean']:.5f} mean, {metrics['kl_p99']:.4f} p99; top-1 agreement {metrics['top1_agreement']:.1%}",
+                f"{metrics['kl_mean']:.5f} mean, {metrics['kl_p99']:.4f} p99; "
+                f"top-1 agreement {metrics['top1_agreement']:.1%}",
             ),
         ]
     else:

@@ -38,7 +38,7 @@ def command(
     own = source / "evaluation.jsonl" if source else None
     data = data or (own if own and own.is_file() else None)
     if data is None:
-        raise UsageError("no text to evaluate on", hint="give --data a text or JSONL file", code="TC-504")
+        raise UsageError("no text to evaluate on", hint="give --data a text or JSONL file", code="TC-520")
     report = evaluate_checkpoint(
         directory,
         baseline=source,

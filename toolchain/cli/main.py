@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
-    except Exception as error:  # noqa: BLE001 the last line of defence: no traceback reaches a user
+    except Exception as error:
         if debug:
             raise
         _report(_unexpected(error), as_json)

@@ -81,7 +81,7 @@ def fake_quantize(x: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
 def _round_e2m1(scaled: torch.Tensor) -> torch.Tensor:
     """float32 -> nearest E2M1 value, ties to even mantissa, by adding and removing a power of two per binade.
 
-    The step is 0.5 below 2, 1 in [2, 4), 2 above; ``round`` ties to even, which is E2M1's even mantissa in every binade.
+    The step is 0.5 below 2, 1 in [2, 4), 2 above; ``round`` ties to even: E2M1's even mantissa in every binade.
     """
     magnitude = scaled.abs().clamp_(max=E2M1_MAX)
     step = torch.full_like(magnitude, 0.5)

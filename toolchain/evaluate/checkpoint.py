@@ -8,9 +8,9 @@ from typing import Any
 
 from toolchain.core.errors import UsageError
 from toolchain.core.progress import Progress, Silent
+from toolchain.data.texts import read_texts
 from toolchain.evaluate.compare import Metrics, compare_models
 from toolchain.evaluate.perplexity import perplexity
-from toolchain.evaluate.text import read_texts
 from toolchain.evaluate.tokens import begin_token, encode_samples, token_hash
 from toolchain.runtime.location import locate
 from toolchain.runtime.model import load_model, load_tokenizer, resolve_device
@@ -34,7 +34,7 @@ def evaluate_checkpoint(
     """
     checkpoint = locate(directory).checkpoint
     tokenizer = load_tokenizer(checkpoint)
-    tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens)
+    tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens, window=window)
     bos = begin_token(tokenizer)
     report: dict[str, Any] = {"checkpoint": str(directory), "baseline": baseline and str(baseline)}
     if baseline is None:
@@ -75,7 +75,7 @@ def compare(
     tokenizer = load_tokenizer(checkpoint)
     _refuse_other_vocabulary(tokenizer, baseline)
     if isinstance(data, Path):
-        tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens or 2**31)
+        tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens or 2**31, window=window)
         bos = begin_token(tokenizer)
     else:
         tokens = list(data)[:max_tokens]

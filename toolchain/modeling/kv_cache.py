@@ -25,7 +25,7 @@ def emulate_fp8_kv_cache(model: Any, scales: dict[str, dict[str, float]]) -> Non
             f"FP8 KV cache emulation needs scaled_dot_product_attention, this model runs "
             f"{model.config._attn_implementation!r} attention",
             hint="load with emulate_activations=False, or quantize with --kv-cache none",
-            code="TC-503",
+            code="TC-510",
         )
     for path, pair in scales.items():
         if set(pair) != {"k_scale", "v_scale"}:

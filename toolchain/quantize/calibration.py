@@ -1,14 +1,13 @@
 """Calibration data: text -> token batches, and the identity of what was used.
 
-Sources: a text file (blank lines are kept: documents are whole files), a JSONL file with ``text`` or ``messages``, a
-directory of such files, or the name of a data set on the hub. Token sequences are packed: documents are joined with the
+Sources: whatever ``toolchain.data`` reads (text, JSONL with ``text`` or ``messages``, a directory of them), or the name
+of a data set on the hub. Token sequences are packed: documents are joined with the
 end token between them and cut to equal lengths, so that no calibration token is padding.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,11 +17,12 @@ from typing import Any
 
 import torch
 
-from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.core.errors import UsageError
 from toolchain.core.files import sha256_json
+from toolchain.data.hub import read_hub_texts
+from toolchain.data.texts import JSONL_SUFFIXES, TEXT_SUFFIXES, Sample, read_texts
 from toolchain.plan.types import Calibration
 
-TEXT_SUFFIXES = (".txt", ".md", ".py")
 DEFAULT_FILE = "calibration.jsonl"
 """A model directory may carry its own calibration text under this name."""
 
@@ -49,7 +49,7 @@ def load_calibration(settings: Calibration, model_directory: Path) -> Calibratio
         raise UsageError(
             f"{model_directory} has no chat template", hint="omit --chat-template", code="TC-205"
         )
-    texts = _texts(source, tokenizer if settings.chat_template else None)
+    texts = (_text(sample, tokenizer, use_template=settings.chat_template) for sample in _samples(source))
     tokens = _pack(texts, tokenizer, settings, source)
     identity = {
         "source": source,
@@ -96,73 +96,21 @@ def _pack(texts: Iterator[str], tokenizer: Any, settings: Calibration, source: s
     return torch.tensor(stream[: count * settings.length_tokens]).view(count, settings.length_tokens)
 
 
-def _texts(source: str, tokenizer: Any | None) -> Iterator[str]:
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (*TEXT_SUFFIXES, ".jsonl"))
-        if not files:
-            raise UsageError(
-                f"{path} holds no text ({', '.join(TEXT_SUFFIXES)}) or .jsonl file",
-                hint="name a file or another directory",
-                code="TC-204",
-            )
-        for file in files:
-            yield from _file_texts(file, tokenizer)
-    elif path.exists():
-        yield from _file_texts(path, tokenizer)
-    elif path.suffix in (*TEXT_SUFFIXES, ".jsonl", ".json") or source.startswith(("/", ".", "~")):
+def _samples(source: str) -> Iterator[Sample]:
+    """Local files when the path exists, else a data set on the hub."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return read_texts(path)
+    if path.suffix in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) or source.startswith(("/", ".", "~")):
         raise UsageError(
             f"calibration data {source} does not exist", hint="check --calib-data", code="TC-204"
         )
-    else:
-        yield from _hub_texts(source, tokenizer)
+    return read_hub_texts(source)
 
 
-def _file_texts(path: Path, tokenizer: Any | None) -> Iterator[str]:
-    if path.suffix != ".jsonl":
-        yield path.read_text(encoding="utf-8", errors="replace")
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UsageError(f"{path}:{number} is not JSON: {error.msg}", code="TC-204") from error
-                yield _row_text(row, f"{path}:{number}", tokenizer)
-
-
-def _row_text(row: Any, where: str, tokenizer: Any | None) -> str:
-    """Text of one record; ``messages`` go through the chat template when one was asked for."""
-    if isinstance(row, dict) and isinstance(row.get("messages"), list):
-        if tokenizer is not None:
-            return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
-        return "\n".join(str(message.get("content", "")) for message in row["messages"])
-    if isinstance(row, dict):
-        text = next(
-            (row[key] for key in ("text", "prompt", "article", "content") if isinstance(row.get(key), str)),
-            None,
-        )
-        if text is not None:
-            if tokenizer is not None:
-                return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False))
-            return text
-    keys = sorted(row) if isinstance(row, dict) else type(row).__name__
-    raise UsageError(f"{where} has no `text` or `messages` (found {keys})", code="TC-204")
-
-
-def _hub_texts(name: str, tokenizer: Any | None) -> Iterator[str]:
-    """Rows of a hub data set, streamed (``name`` or ``name:config``); offline mode and failures give one error."""
-    from datasets import load_dataset
-
-    repository, _, config = name.partition(":")
-    try:
-        rows = load_dataset(repository, config or None, split="train", streaming=True)
-        for index, row in enumerate(rows):
-            yield _row_text(row, f"{name} row {index}", tokenizer)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ToolchainError(
-            f"the data set {name!r} cannot be read from the hub: {type(error).__name__}: {error}",
-            hint="check the name, the network and HF_HUB_OFFLINE, or give a local file",
-            code="TC-204",
-        ) from error
+def _text(sample: Sample, tokenizer: Any, *, use_template: bool) -> str:
+    """A sample as the model will see it: through the chat template when that was asked for."""
+    if use_template:
+        messages = [{"role": "user", "content": sample}] if isinstance(sample, str) else sample
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return sample if isinstance(sample, str) else "\n".join(message["content"] for message in sample)

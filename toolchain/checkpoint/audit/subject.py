@@ -79,7 +79,7 @@ def open_subject(directory: Path) -> Subject:
     quant = read_quant_config(directory)
     if quant is None or quant.quant_algo is None:
         raise ToolchainError(
-            f"{directory} names no quantization algorithm (hf_quant_config.json, or quantization_config in config.json)",
+            f"{directory} names no quantization algorithm (hf_quant_config.json or config.json)",
             hint="only quantized checkpoints are audited; quantize it first",
             code="TC-302",
         )

@@ -72,10 +72,11 @@ def fused_scales(subject: Subject) -> Iterator[Finding]:
                     continue
                 ours, theirs = (subject.reader.get(name) for name in names)
                 if not torch.equal(ours, theirs):
+                    values = f"{float(theirs.float().max()):.6g} differs from {float(ours.float().max()):.6g}"
                     yield Finding(
                         code="TC-325",
                         where=names[1],
-                        message=f"{float(theirs.float().max()):.6g} differs from {float(ours.float().max()):.6g} of {names[0]}",
+                        message=f"{values} of {names[0]}",
                         hint="runtimes fuse both into one matmul and keep only one of the scales",
                     )
 

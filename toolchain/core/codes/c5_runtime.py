@@ -73,4 +73,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Bad evaluation settings",
         "window >= 2 tokens, 1 <= stride <= window, and at least two tokens of data.",
     ),
+    "TC-524": (
+        "A data set on the hub cannot be read",
+        "Check the name, the network and HF_HUB_OFFLINE; or download it and give the local file.",
+    ),
 }

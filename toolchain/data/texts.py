@@ -1,4 +1,4 @@
-"""Text to evaluate on, from local files."""
+"""Text from local files: text, JSONL, or a directory of them."""
 
 from __future__ import annotations
 
@@ -69,9 +69,18 @@ def _sample(line: str, where: str) -> Sample:
         value = json.loads(line)
     except ValueError as error:
         raise _bad(where, f"not JSON: {error}") from error
-    if isinstance(value, dict) and isinstance(value.get("text"), str):
-        text: str = value["text"]
-        return text
+    return sample_of(value, where)
+
+
+TEXT_KEYS = ("text", "article", "prompt", "content")
+"""Fields that hold the text of a record, in the order in which they are tried."""
+
+
+def sample_of(value: Any, where: str) -> Sample:
+    """The text or conversation of one record; ToolchainError TC-521 names ``where`` it stands."""
+    for key in TEXT_KEYS:
+        if isinstance(value, dict) and isinstance(value.get(key), str):
+            return str(value[key])
     if isinstance(value, dict) and _is_conversation(value.get("messages")):
         return [{"role": item["role"], "content": item["content"]} for item in value["messages"]]
     raise _bad(where, 'expected an object with "text" (a string) or "messages" (role and content, strings)')
