@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import KINDS, make_tiny
+from tests.tiny import COMMON, KINDS, make_tiny
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.roles import Role
 from toolchain.models import ModelInfo, model_identity, read_model, resolve_model
@@ -319,3 +319,43 @@ def test_linear_attention_layers_have_no_kv_cache(tmp_path: Path) -> None:
     gate = info.part("model.layers.0.self_attn.output_gate")
     assert gate.role is Role.ROUTER
     assert inventory(read_model(str(config_only(mixed, tmp_path / "only")))) == inventory(info)
+
+
+UNDECLARED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "Olmoe": ("olmoe", {"intermediate_size": 128, "num_experts": 4, "num_experts_per_tok": 2}, "generic_moe"),
+    "HunYuanMoEV1": (
+        "hunyuan",
+        {"intermediate_size": 128, "head_dim": 32, "num_experts": 4, "moe_topk": 2},
+        "generic_moe",
+    ),
+    "Gemma2": ("gemma2", {"intermediate_size": 256, "head_dim": 32}, "generic_dense"),
+    "SmolLM3": ("smollm3", {"intermediate_size": 256}, "generic_dense"),
+}
+
+
+@pytest.mark.parametrize("prefix", UNDECLARED)
+def test_undeclared_models_with_usual_names_are_read(prefix: str, tmp_path: Path) -> None:
+    import transformers
+
+    name, settings, family = UNDECLARED[prefix]
+    config = getattr(transformers, f"{prefix}Config")(**(COMMON | settings))
+    getattr(transformers, f"{prefix}ForCausalLM")(config).save_pretrained(tmp_path / name)
+    info = read_model(str(tmp_path / name))
+    assert info.family.name == family
+    assert inventory(read_model(str(config_only(tmp_path / name, tmp_path / "only")))) == inventory(info)
+    assert info.num_experts == settings.get("num_experts", 0)
+    kept = {linear.part.projection for linear in info.linears if linear.part.role is Role.ROUTER}
+    assert kept <= {"gate", "wg"}
+
+
+@pytest.mark.parametrize("prefix", ["Phi3", "GraniteMoe"])
+def test_unusual_names_are_refused_and_listed(prefix: str, tmp_path: Path) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{prefix}Config")(**(COMMON | {"intermediate_size": 128}))
+    getattr(transformers, f"{prefix}ForCausalLM")(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        read_model(str(tmp_path))
+    assert caught.value.code == "TC-020"
+    strange = {"Phi3": "qkv_proj", "GraniteMoe": "input_linear"}[prefix]
+    assert strange in caught.value.message

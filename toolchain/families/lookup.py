@@ -49,18 +49,22 @@ def is_generic(family: Family) -> bool:
 
 
 def _explains(family: Family, names: list[str]) -> bool:
-    """Every matrix of every layer has a role, and there are routers, attention and experts."""
+    """Every matrix of every layer has a role, attention is there, and routers and experts are, or are not."""
     parts = {name: family.classify(name) for name in names}
     in_layers = [part for name, part in parts.items() if name.endswith(".weight") and part.layer is not None]
     roles = {part.role for part in in_layers}
     projections = {part.projection for part in in_layers if part.role is Role.ROUTED_EXPERT}
-    complete = {Role.ROUTER, Role.ATTENTION, Role.ROUTED_EXPERT} <= roles and projections == set(
-        family.gate_up_down
-    )
-    return complete and Role.OTHER not in roles
+    if Role.OTHER in roles or Role.ATTENTION not in roles:
+        return False
+    if family.num_experts_key is None:
+        sparse = {Role.ROUTER, Role.ROUTED_EXPERT, Role.SHARED_EXPERT} & roles
+        return not sparse and Role.DENSE_MLP in roles and not any("expert" in name for name in names)
+    return {Role.ROUTER, Role.ROUTED_EXPERT} <= roles and projections == set(family.gate_up_down)
 
 
 def _with_keys(family: Family, config: Mapping[str, Any]) -> Family:
+    if family.num_experts_key is None:
+        return family
     count = next((key for key in EXPERT_COUNT_KEYS if key in config), family.num_experts_key)
     size = "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
     return replace(family, num_experts_key=count, moe_intermediate_key=size)
@@ -76,7 +80,7 @@ def _unknown(model_type: str, architecture: str, names: list[str]) -> UsageError
     }
     shown = list(strange.values())[:_MISSING_EXAMPLES]
     rest = f" and {len(strange) - len(shown)} more kinds" if len(strange) > len(shown) else ""
-    missing = f"not recognised: {', '.join(shown)}{rest}" if shown else "no routed experts among them"
+    missing = f"not recognised: {', '.join(shown)}{rest}" if shown else "which do not make a decoder"
     return UsageError(
         f"unknown architecture {architecture!r} (model_type {model_type!r}): of {len(names)} tensors, "
         f"recognised {recognised}; {missing}",

@@ -48,8 +48,7 @@ def read_model(
     if tensors is None:
         from toolchain.models.meta import meta_tensors
 
-        merged = {**config, "architectures": raw["architectures"]}
-        tensors = meta_tensors(str(found.path), merged, trust_remote_code=trust_remote_code)
+        tensors = meta_tensors(str(found.path), config, trust_remote_code=trust_remote_code)
     family = get_family(
         config.get("model_type", ""),
         raw["architectures"][0],

@@ -1,0 +1,178 @@
+"""Support tables: what TensorRT-LLM's own documents say, case by case, and version order against packaging."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolchain.core.errors import UsageError
+from toolchain.core.gpus import GPUS, get_gpu
+from toolchain.families import FAMILIES
+from toolchain.formats import FORMATS, get_format
+from toolchain.targets import TARGETS, check, get_target, moe_backend, parse_version, support_table
+
+QWEN3_MOE = next(family for family in FAMILIES if family.name == "qwen3_moe")
+
+# (release, gpu, format, mixture of experts) -> what must come back. From the hardware matrix of
+# docs/source/features/quantization.md and the kernel table of fused_moe/MOE_DEVELOPER_GUIDE.md.
+CASES: dict[tuple[str, str, str, bool], str] = {
+    ("1.2.1", "h100", "fp8", True): "ok",
+    ("1.2.1", "l40s", "fp8", True): "ok",
+    ("1.2.1", "a100", "fp8", True): "error",
+    ("1.2.1", "a100", "fp8", False): "error",
+    ("1.2.1", "b200", "nvfp4", True): "ok",
+    ("1.2.1", "b300", "nvfp4", True): "ok",
+    ("1.2.1", "rtx5090", "nvfp4", True): "ok",
+    ("1.2.1", "h100", "nvfp4", True): "error",
+    ("1.3.0rc19", "h100", "nvfp4", True): "error",
+    ("1.3.0rc20", "h100", "nvfp4", True): "warning",
+    ("1.3.0rc20", "h200", "nvfp4", False): "warning",
+    ("1.3.0rc20", "l40s", "nvfp4", True): "error",
+    ("1.3.0rc20", "a100", "nvfp4", True): "error",
+    ("1.2.1", "h100", "int4_awq", True): "error",
+    ("1.4.0rc1", "b200", "int4_awq", True): "error",
+    ("1.2.1", "h100", "int4_awq", False): "ok",
+    ("1.2.1", "a100", "int4_awq", False): "ok",
+    ("1.1.0", "b200", "int4_awq", False): "error",
+    ("1.2.1", "b200", "int4_awq", False): "warning",
+    ("1.4.0rc1", "b200", "int4_awq", False): "ok",
+    ("1.4.0rc1", "rtx5090", "int4_awq", False): "error",
+}
+
+
+@pytest.mark.parametrize(("request_", "expected"), CASES.items(), ids=lambda value: str(value))
+def test_trtllm_table(request_: tuple[str, str, str, bool], expected: str) -> None:
+    version, gpu, format, is_moe = request_
+    findings = check("trtllm", version, get_gpu(gpu), get_format(format), is_moe)
+    assert [finding.severity for finding in findings] == ([] if expected == "ok" else [expected])
+
+
+def test_nvfp4_on_h100_names_the_release_the_backend_and_the_native_format() -> None:
+    (finding,) = check("trtllm", "1.2.1", get_gpu("h100"), get_format("nvfp4"), True)
+    assert finding.code == "TC-120"
+    for words in ("1.3.0rc20", "MARLIN", "W4A16", "--format fp8", "b200", "--target local"):
+        assert words in finding.hint
+
+
+def test_every_alternative_that_is_named_really_works() -> None:
+    """Follow each hint of each refusal: other formats and other GPUs must come back clean."""
+    for gpu, format, is_moe in itertools.product(GPUS[1:], FORMATS, (True, False)):
+        for finding in check("trtllm", "1.2.1", gpu, format, is_moe):
+            if finding.severity == "warning":
+                continue
+            for choice in finding.hint.split("; or "):
+                names = choice.partition(",")[0].split()[1:]
+                if choice.startswith("--format"):
+                    assert all(
+                        not check("trtllm", "1.2.1", gpu, get_format(n), is_moe) for n in names if n != "or"
+                    )
+                elif choice.startswith("--gpu"):
+                    assert all(
+                        not check("trtllm", "1.2.1", get_gpu(n), format, is_moe) for n in names if n != "or"
+                    )
+                elif choice.startswith("needs"):
+                    later = check("trtllm", names[1], gpu, format, is_moe)
+                    assert all(item.severity == "warning" for item in later)
+
+
+def test_int4_awq_experts_have_no_kernel_anywhere() -> None:
+    for gpu in GPUS[1:]:
+        (finding,) = check("trtllm", "1.4.0rc1", gpu, get_format("int4_awq"), True)
+        assert "no MoE backend" in finding.message
+
+
+def test_fp8_kv_cache_needs_a_gpu_of_the_matrix() -> None:
+    for gpu in GPUS[1:]:
+        codes = {item.code for item in check("trtllm", "1.2.1", gpu, get_format("fp8"), False, "fp8")}
+        assert "TC-122" not in codes
+
+
+def test_local_runs_everything_everywhere() -> None:
+    for gpu, format, is_moe in itertools.product(GPUS, FORMATS, (True, False)):
+        assert check("local", None, gpu, format, is_moe, "fp8") == []
+
+
+def test_trtllm_does_not_run_on_a_cpu() -> None:
+    (finding,) = check("trtllm", None, get_gpu("cpu"), get_format("fp8"), True)
+    assert finding.code == "TC-123"
+
+
+def test_the_tensorrt_target_says_what_to_use_instead() -> None:
+    findings = check("tensorrt", "1.2.1", get_gpu("h100"), get_format("fp8"), False)
+    assert [finding.code for finding in findings] == ["TC-124"]
+    assert "--target trtllm" in findings[0].hint
+    gone = check("tensorrt", "1.3.0rc22", get_gpu("h100"), get_format("fp8"), False)
+    assert "TC-120" in {finding.code for finding in gone}
+
+
+def test_releases_outside_of_the_tables() -> None:
+    old = check("trtllm", "0.21.0", get_gpu("h100"), get_format("fp8"), True)
+    assert [(item.code, item.severity) for item in old] == [("TC-106", "error")]
+    new = check("trtllm", "2.0.0", get_gpu("h100"), get_format("fp8"), True)
+    assert [(item.code, item.severity) for item in new] == [("TC-106", "warning")]
+    with pytest.raises(UsageError, match="not a release number"):
+        check("trtllm", "latest", get_gpu("h100"), get_format("fp8"), True)
+
+
+@pytest.mark.parametrize(
+    ("version", "sm", "format", "backend"),
+    [
+        ("1.2.1", 90, "fp8", "CUTLASS"),
+        ("1.2.1", 100, "nvfp4", "CUTLASS"),
+        ("1.2.1", 120, "nvfp4", "CUTLASS"),
+        ("1.3.0rc22", 90, "nvfp4", "MARLIN"),
+    ],
+)
+def test_moe_backend_is_always_named(version: str, sm: int, format: str, backend: str) -> None:
+    chosen, reason = moe_backend(version, sm, get_format(format), QWEN3_MOE)
+    assert chosen == backend
+    assert reason
+
+
+def test_moe_backend_refuses_what_has_no_kernel() -> None:
+    with pytest.raises(UsageError, match="no MoE backend"):
+        moe_backend("1.2.1", 90, get_format("int4_awq"), QWEN3_MOE)
+    with pytest.raises(UsageError, match="SM90"):
+        moe_backend("1.2.1", 90, get_format("nvfp4"), QWEN3_MOE)
+
+
+def test_support_table_is_complete_and_agrees_with_check() -> None:
+    rows = support_table()
+    gpu_targets = [target for target in TARGETS if target.needs_gpu]
+    combinations = len(FORMATS) * 2
+    assert len(rows) == combinations * (len(GPUS) * len(TARGETS) - len(gpu_targets))
+    for row in rows:
+        found = check(row.target, row.version, get_gpu(row.gpu), get_format(row.format), row.model == "moe")
+        errors = [item for item in found if item.severity == "error" and item.code == "TC-120"]
+        assert bool(errors) == (row.state == "no")
+    narrowed = support_table(gpu="h100", format="nvfp4", version="1.3.0rc20")
+    assert {(row.gpu, row.format) for row in narrowed} == {("h100", "nvfp4")}
+    assert {row.version for row in narrowed if row.target == "trtllm"} == {"1.3.0rc20"}
+
+
+def test_unknown_target_lists_the_known() -> None:
+    with pytest.raises(UsageError, match="local, trtllm, tensorrt"):
+        get_target("onnx")
+
+
+RELEASES = st.builds(
+    "{}.{}.{}{}".format,
+    st.integers(0, 3),
+    st.integers(0, 12),
+    st.integers(0, 3),
+    st.one_of(
+        st.just(""),
+        st.builds("{}{}".format, st.sampled_from(["a", "b", "rc", ".dev", ".post"]), st.integers(0, 30)),
+    ),
+)
+
+
+@given(RELEASES, RELEASES)
+def test_release_order_is_that_of_python_packaging(left: str, right: str) -> None:
+    packaging = pytest.importorskip("packaging.version")
+    ours = (parse_version(left) < parse_version(right), parse_version(left) == parse_version(right))
+    theirs = packaging.Version(left), packaging.Version(right)
+    assert ours == (theirs[0] < theirs[1], theirs[0] == theirs[1])
