@@ -1,0 +1,75 @@
+# `make engine` and `make test` need nothing but Python >= 3.11, make and a package index.
+#   make engine [MODEL=dir-or-hub-id] [FORMAT=nvfp4|fp8|int4_awq] [GPU=cpu|h100|b200...] [TARGET=local|trtllm] [ARGS='--tp 4']
+# Without MODEL the demo MoE is trained first (build/demo-moe) and used.
+
+PYTHON ?= python3
+FORMAT ?= nvfp4
+GPU ?= cpu
+TARGET ?= local
+ARGS ?=
+DEMO := build/demo-moe
+VENV := .venv
+TOOLCHAIN := $(VENV)/bin/toolchain
+READY := $(VENV)/.installed
+
+ifdef MODEL
+SOURCE := $(MODEL)
+else
+SOURCE := $(DEMO)
+endif
+ENGINE ?= engines/$(notdir $(DEMO))-$(FORMAT)
+
+.PHONY: engine demo triton serve bench test test-slow check docs goldens gpu-check tritonserver doctor clean help
+
+engine: $(READY) $(if $(MODEL),,demo) ## plan, quantize, verify, evaluate, build and render MODEL
+	$(TOOLCHAIN) engine "$(SOURCE)" --format $(FORMAT) --gpu $(GPU) --target $(TARGET) $(ARGS)
+
+demo: $(READY) ## train the demo MoE (about two minutes, once)
+	$(TOOLCHAIN) demo --output $(DEMO)
+
+triton: $(READY) ## render the Triton repository of ENGINE again
+	$(TOOLCHAIN) triton "$(ENGINE)" --force $(ARGS)
+
+serve: $(READY) tritonserver ## serve ENGINE with a real tritonserver
+	$(TOOLCHAIN) serve "$(ENGINE)" $(ARGS)
+
+bench: $(READY) tritonserver ## start a server for ENGINE and measure it
+	$(TOOLCHAIN) bench "$(ENGINE)" $(ARGS)
+
+test: check tritonserver ## lint, then the whole test suite
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(READY) tritonserver ## the longer tests
+	$(VENV)/bin/python -m pytest -m slow
+
+check: $(READY) ## ruff, mypy, import-linter, generated docs
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy toolchain
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/python docs/generate.py --check
+
+docs: $(READY) ## write docs/cli.md from the help texts
+	$(VENV)/bin/python docs/generate.py
+
+tritonserver: $(READY) ## install a real tritonserver apart from the environment (186 MB, once)
+	$(TOOLCHAIN) triton install
+
+gpu-check: ## on a machine with an NVIDIA GPU: quantize, export and run on CUDA, compare with the CPU
+	$(if $(wildcard $(READY)),$(VENV)/bin/python,$(PYTHON)) benchmarks/gpu_check.py
+
+doctor: $(READY) ## what this machine has and can do
+	$(TOOLCHAIN) doctor
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+clean: ## remove what was built, not what was downloaded
+	rm -rf build $(wildcard engines/*-*/) $(wildcard triton_repo/*/)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
