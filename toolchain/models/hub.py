@@ -104,12 +104,14 @@ def _ask(source: str, question: Callable[[], T], *, allow_download: bool = True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         offline = not allow_download or is_offline()
         hint = (
-            "this machine is offline (HF_HUB_OFFLINE): give a local directory, or fetch the model first"
+            "the network is off (HF_HUB_OFFLINE, or cache only): give a directory, or fetch the model first"
             if offline
-            else "check the id and revision; a gated model needs a token (`hf auth login`)"
+            else "check the path or the id, the network, and for a gated model the token (`hf auth login`)"
         )
         raise ToolchainError(
-            f"cannot read {source} from the hub: {type(error).__name__}: {reason}", hint=hint, code="TC-019"
+            f"{source} is no directory here, and cannot be read from the hub: {type(error).__name__}: {reason}",
+            hint=hint,
+            code="TC-019",
         ) from error
 
 
