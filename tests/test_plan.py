@@ -234,3 +234,13 @@ def test_a_multimodal_wrapper_is_planned_from_its_config_alone(tmp_path: Path) -
     assert kept["other"].format == "source"
     assert kept["other"].parameters > 0
     assert set(codes(planned)) == {"TC-140", "TC-144"}
+
+
+def test_the_local_target_holds_decoded_weights(tiny: Tiny) -> None:
+    """The runtime decodes to the source dtype: on a GPU the plan must not promise packed weights in memory."""
+    local = tiny_plan(tiny("qwen3_moe"), kv_cache="fp8", gpu="h100").estimates
+    packed = tiny_plan(tiny("qwen3_moe"), kv_cache="fp8", gpu="b200", target="trtllm").estimates
+    assert local.weights_per_gpu_bytes == local.source_bytes
+    scales = 2 * 2 * 4  # k_scale and v_scale of two layers
+    assert packed.weights_per_gpu_bytes == packed.checkpoint_bytes - scales
+    assert local.kv_cache_per_gpu_bytes == 2 * packed.kv_cache_per_gpu_bytes

@@ -147,7 +147,7 @@ def linear_width(info: ModelInfo) -> int:
 def test_ranks_together_hold_the_checkpoint(info: ModelInfo, format: str, tp: int, pp: int) -> None:
     """The fullest rank has at least its share, and never more than everything."""
     serving = Serving(max_batch_size=1, max_seq_len=16, tp=tp, pp=pp)
-    estimates = make_plan(info, format=format, serving=serving).estimates
+    estimates = make_plan(info, format=format, gpu="b200", target="trtllm", serving=serving).estimates
     assert estimates.weights_per_gpu_bytes <= estimates.checkpoint_bytes
     assert estimates.weights_per_gpu_bytes * tp * pp >= estimates.checkpoint_bytes
     if tp == pp == 1:

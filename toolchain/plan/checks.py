@@ -95,7 +95,7 @@ def request_findings(
 
 
 def memory_findings(
-    info: ModelInfo, estimates: Estimates, *, kv_cache: str, gpu: Gpu, serving: Serving
+    info: ModelInfo, estimates: Estimates, *, kv_cache: str, gpu: Gpu, target: Target, serving: Serving
 ) -> Iterator[Finding]:
     """Whether the fullest rank fits its GPU. Nothing is said about a CPU."""
     total = estimates.gpu_memory_bytes
@@ -108,7 +108,8 @@ def memory_findings(
             f"weights {estimates.weights_per_gpu_bytes / GIB:.1f} GiB + activations "
             f"{estimates.activations_per_gpu_bytes / GIB:.1f} GiB per GPU exceed {total / GIB:.1f} GiB"
         )
-        hint = f"use more GPUs (--tp {serving.tp * 2}), a smaller format, or a larger GPU"
+        more = f"more GPUs (--tp {serving.tp * 2}), a smaller format, or " if target.parallel else ""
+        hint = f"use {more}a larger GPU"
         yield Finding(code="TC-130", where=where, message=message, hint=hint)
         return
     room = int((total - fixed) * KV_FRACTION)
@@ -119,16 +120,19 @@ def memory_findings(
             f"{estimates.kv_cache_per_gpu_bytes / GIB:.1f} GiB per GPU; {room / GIB:.1f} GiB are left for it "
             f"({KV_FRACTION:.0%} of what weights and activations leave)"
         )
-        yield Finding(code="TC-130", where=where, message=message, hint=_kv_hint(tokens, kv_cache, serving))
+        yield Finding(
+            code="TC-130", where=where, message=message, hint=_kv_hint(tokens, kv_cache, target, serving)
+        )
 
 
-def _kv_hint(tokens: int, kv_cache: str, serving: Serving) -> str:
+def _kv_hint(tokens: int, kv_cache: str, target: Target, serving: Serving) -> str:
     choices = []
     if tokens >= serving.max_seq_len:
         choices.append(f"--max-batch-size {tokens // serving.max_seq_len}")
     if tokens >= serving.max_batch_size:
         choices.append(f"--max-seq-len {tokens // serving.max_batch_size}")
-    if kv_cache == "none":
+    if kv_cache == "none" and not target.emulates:
         choices.append("--kv-cache fp8")
-    choices.append(f"--tp {serving.tp * 2}")
+    if target.parallel:
+        choices.append(f"--tp {serving.tp * 2}")
     return f"use {' or '.join(choices)}"

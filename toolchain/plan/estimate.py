@@ -9,9 +9,18 @@ from toolchain.core.roles import Role
 from toolchain.formats.base import DTYPE_BYTES, Format
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import quantized_linears
-from toolchain.plan.memory import ACTIVATIONS, activation_bytes, kv_cache_bytes, mlp_width, weights_bytes
-from toolchain.plan.policy import Policy
+from toolchain.plan.memory import (
+    ACTIVATIONS,
+    EMULATED,
+    activation_bytes,
+    held_kv_cache,
+    kv_cache_bytes,
+    mlp_width,
+    weights_bytes,
+)
+from toolchain.plan.policy import NOTHING, Policy
 from toolchain.plan.types import Assignment, Calibration, Estimates, Serving
+from toolchain.targets.base import Target
 
 GIB = 1024**3
 
@@ -46,6 +55,7 @@ def estimate(
     policy: Policy,
     kv_cache: str,
     gpu: Gpu,
+    target: Target,
     serving: Serving,
     calibration: Calibration,
 ) -> Estimates:
@@ -54,6 +64,7 @@ def estimate(
     quantized = sum(linear.parameters for linear in quantized_linears(info, policy))
     seconds, time_basis = quantize_seconds(info, format, quantized, checkpoint, gpu, calibration)
     memory, memory_basis = quantize_memory(info, calibration)
+    held = NOTHING if target.emulates else policy
     return Estimates(
         parameters=info.parameters,
         active_parameters=active_parameters(info),
@@ -61,13 +72,17 @@ def estimate(
         source_bytes=info.bytes,
         checkpoint_bytes=checkpoint,
         effective_bits=checkpoint * 8 / info.parameters,
-        weights_per_gpu_bytes=weights_bytes(info, format, policy, serving),
-        kv_cache_per_gpu_bytes=kv_cache_bytes(info, kv_cache, serving),
+        weights_per_gpu_bytes=weights_bytes(info, format, held, serving),
+        kv_cache_per_gpu_bytes=kv_cache_bytes(info, held_kv_cache(target, kv_cache), serving),
         activations_per_gpu_bytes=activation_bytes(info, serving),
         gpu_memory_bytes=round(gpu.memory_gib * GIB),
         quantize_memory_bytes=memory,
         quantize_seconds=seconds,
-        basis=f"{ACTIVATIONS}; {memory_basis}; {time_basis}",
+        basis="; ".join(
+            part
+            for part in (EMULATED if target.emulates else "", ACTIVATIONS, memory_basis, time_basis)
+            if part
+        ),
     )
 
 

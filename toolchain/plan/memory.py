@@ -10,6 +10,7 @@ from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.assign import stored_bytes
 from toolchain.plan.policy import Policy
 from toolchain.plan.types import Serving
+from toolchain.targets.base import Target
 
 MAX_NUM_TOKENS = 8192
 """Tokens of one forward step: the default of ``max_num_tokens`` in TensorRT-LLM's LLM API."""
@@ -85,6 +86,11 @@ def weights_bytes(info: ModelInfo, format: Format, policy: Policy, serving: Serv
     return round(max(sizes))
 
 
+def held_kv_cache(target: Target, kv_cache: str) -> str:
+    """What the KV cache is held as in memory: an emulating target rounds the values and keeps the dtype."""
+    return "none" if target.emulates else kv_cache
+
+
 def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving) -> float:
     """KV cache of one token on the fullest rank. MLA's latent is not divided: every rank needs all of it."""
     element = 1 if kv_cache == "fp8" else DTYPE_BYTES[info.dtype]
@@ -128,3 +134,4 @@ ACTIVATIONS = (
     "activations = tokens x (4 hidden + q, k and v + 3 MLP widths of the top-k experts) x element bytes "
     f"+ FP32 logits of the batch, with tokens = min({MAX_NUM_TOKENS}, max_batch_size x max_seq_len)"
 )
+EMULATED = "the local target decodes weights to the source dtype: in memory they are as large as the source's"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from toolchain.core.errors import FindingsError, UsageError
 from toolchain.core.findings import errors
-from toolchain.core.gpus import get_gpu
+from toolchain.core.gpus import Gpu, get_gpu
 from toolchain.formats import KV_CACHES, get_format
+from toolchain.formats.base import Format
 from toolchain.models.reader import model_identity
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import assign
 from toolchain.plan.checks import memory_findings, request_findings
 from toolchain.plan.estimate import estimate
-from toolchain.plan.policy import default_policy, get_policy
+from toolchain.plan.memory import held_kv_cache
+from toolchain.plan.policy import Policy, default_policy, get_policy
 from toolchain.plan.types import Calibration, Plan, Serving
-from toolchain.targets import get_target, parse_version
+from toolchain.targets import Target, get_target, parse_version
 
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_SEQ_LEN = 4096
@@ -26,6 +28,19 @@ class PlanRefused(FindingsError):
     """The plan has errors: the request has to change. Exit status 2."""
 
     exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What the user asked for, names resolved."""
+
+    format: Format
+    policy: Policy
+    kv_cache: str
+    gpu: Gpu
+    target: Target
+    version: str
+    serving: Serving
 
 
 def make_plan(
@@ -42,54 +57,51 @@ def make_plan(
 ) -> Plan:
     """The resolved plan, with every violation and warning in ``findings``.
 
-    Raises UsageError only for names that do not exist (format, policy, KV cache, GPU, target, release
-    number). ``serving`` None means batches of 8 with 4096 tokens, or as many as the model has positions for.
+    Raises UsageError only for names that do not exist (format, policy, KV cache, GPU, target, release number).
+    ``serving`` None means batches of 8 with 4096 tokens, or as many as the model has positions for.
     """
-    chosen_format, chosen_gpu, chosen_target = get_format(format), get_gpu(gpu), get_target(target)
-    chosen_policy = get_policy(policy) if policy else default_policy(chosen_format, is_moe=info.is_moe)
     if kv_cache not in KV_CACHES:
         raise UsageError(f"unknown KV cache {kv_cache!r}; known: {', '.join(KV_CACHES)}", code="TC-107")
-    version = str(parse_version(target_version or chosen_target.default_version))
-    serving = serving or Serving(
-        max_batch_size=DEFAULT_BATCH_SIZE, max_seq_len=min(DEFAULT_SEQ_LEN, info.max_position_embeddings)
-    )
-    calibration = calibration or Calibration(data="")
-    findings = request_findings(
-        info,
-        format=chosen_format,
-        policy=chosen_policy,
+    chosen, runner = get_format(format), get_target(target)
+    request = _Request(
+        format=chosen,
+        policy=get_policy(policy) if policy else default_policy(chosen, is_moe=info.is_moe),
         kv_cache=kv_cache,
-        gpu=chosen_gpu,
-        target=chosen_target,
-        version=version,
-        serving=serving,
+        gpu=get_gpu(gpu),
+        target=runner,
+        version=str(parse_version(target_version or runner.default_version)),
+        serving=serving or _default_serving(info),
     )
-    assignments = assign(info, chosen_format, chosen_policy, kv_cache)
-    estimates = estimate(
-        info,
-        assignments,
-        format=chosen_format,
-        policy=chosen_policy,
-        kv_cache=kv_cache,
-        gpu=chosen_gpu,
-        serving=_computable(serving),
-        calibration=calibration,
-    )
+    return _plan(info, request, calibration or Calibration(data=""))
+
+
+def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
+    names = {item.name: getattr(request, item.name) for item in fields(request)}
+    findings = request_findings(info, **names)
+    del names["version"]
+    computable = _computable(request.serving)
+    assignments = assign(info, request.format, request.policy, request.kv_cache)
+    estimates = estimate(info, assignments, calibration=calibration, **(names | {"serving": computable}))
     findings += memory_findings(
-        info, estimates, kv_cache=kv_cache, gpu=chosen_gpu, serving=_computable(serving)
+        info,
+        estimates,
+        kv_cache=held_kv_cache(request.target, request.kv_cache),
+        gpu=request.gpu,
+        target=request.target,
+        serving=computable,
     )
     return Plan(
         model=_absolute(info),
         family=info.family.name,
         architecture=info.architecture,
         model_identity=model_identity(info),
-        format=chosen_format.name,
-        policy=chosen_policy.name,
-        kv_cache=kv_cache,
-        gpu=chosen_gpu.name,
-        target=chosen_target.name,
-        target_version=version,
-        serving=serving,
+        format=request.format.name,
+        policy=request.policy.name,
+        kv_cache=request.kv_cache,
+        gpu=request.gpu.name,
+        target=request.target.name,
+        target_version=request.version,
+        serving=request.serving,
         calibration=calibration,
         assignments=assignments,
         estimates=estimates,
@@ -117,6 +129,12 @@ def _absolute(info: ModelInfo) -> str:
         str(Path(info.source).expanduser().resolve())
         if Path(info.source).expanduser().is_dir()
         else info.source
+    )
+
+
+def _default_serving(info: ModelInfo) -> Serving:
+    return Serving(
+        max_batch_size=DEFAULT_BATCH_SIZE, max_seq_len=min(DEFAULT_SEQ_LEN, info.max_position_embeddings)
     )
 
 

@@ -34,6 +34,9 @@ ALL_LINEAR = Policy(
 )
 POLICIES: tuple[Policy, ...] = (EXPERTS_ONLY, MLP_ONLY, ALL_LINEAR)
 
+NOTHING = Policy(name="nothing", title="every part keeps the source dtype", roles=())
+"""Not a choice of users: what a target holds in memory that decodes its weights."""
+
 KEPT: dict[Role, str] = {
     Role.ROUTER: "routers and gates decide where tokens go: they keep the source dtype",
     Role.NORM: "norms are small and sensitive: they keep the source dtype",

@@ -57,6 +57,8 @@ class Target:
     needs_gpu: bool = True
     parallel: bool = True
     """Whether tp, ep and pp above 1 are possible."""
+    emulates: bool = False
+    """Weights are decoded to the source dtype in memory, and the KV cache keeps the model's dtype."""
     deprecated: str = ""
     """Why this target should not be chosen any more, and what to choose."""
     refuses: str = ""

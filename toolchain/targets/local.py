@@ -20,4 +20,5 @@ LOCAL = Target(
     kv_rows=(Row(formats=("fp8",), sms=ANY_SM),),
     needs_gpu=False,
     parallel=False,
+    emulates=True,
 )
