@@ -103,24 +103,39 @@ def test_int4_is_bit_exact_with_modelopt(weight: torch.Tensor) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(weights)
-def test_fp8_is_bit_exact_with_modelopt_in_float32(weight: torch.Tensor) -> None:
-    """ModelOpt divides a bf16 weight by its scale in bf16, which rounds twice; ours rounds once (see README)."""
+def test_fp8_stores_what_modelopt_fake_quantization_evaluates(weight: torch.Tensor) -> None:
+    from modelopt.torch.quantization.tensor_quant import fp8_eager
+
+    found = calibrated(weight)
+    ours = get_codec("fp8").pack(weight, found)
+    decoded = get_codec("fp8").unpack(ours, torch.float32)
+    theirs = fp8_eager(weight.float(), found.weight_amax)
+    torch.testing.assert_close(decoded, theirs, rtol=3e-7, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(weights)
+def test_fp8_is_within_one_code_of_modelopts_packing(weight: torch.Tensor) -> None:
+    """Its exporter divides in the weight's dtype: ties fall differently, and bf16 weights are rounded twice."""
     from modelopt.torch.export.quant_utils import QUANTIZATION_FP8, to_quantized_weight
 
-    weight = weight.float()
     ours = get_codec("fp8").pack(weight, calibrated(weight))
     theirs = to_quantized_weight(weight, ours["weight_scale"], QUANTIZATION_FP8)
-    assert torch.equal(ours["weight"].view(torch.uint8), theirs.view(torch.uint8))
+    left, right = (tensor.view(torch.uint8).int() for tensor in (ours["weight"], theirs))
+    same_sign = (left & 0x80) == (right & 0x80)
+    assert ((left - right).abs()[same_sign] <= 1).all()
+    assert ((left & 0x7F)[~same_sign] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_fp8_activations_match_modelopt_fake_quantization(dtype: torch.dtype) -> None:
+def test_fp8_activations_are_those_of_modelopt(dtype: torch.dtype) -> None:
+    """Out-of-range values saturate. A step of the last place is possible where scale * 448 misses the amax by one."""
     from modelopt.torch.quantization.tensor_quant import fp8_eager
 
     x = random_weight(1, 64, 128, dtype, "tails")
-    amax = torch.tensor(2.5)
-    ours = get_codec("fp8").quantize_input(x, {"input_scale": amax / 448.0})
-    theirs = fp8_eager(x, amax)
-    step = x.abs().float().clamp(max=2.5) * 2**-3 + amax / 448 * 2**-9
-    assert ((ours.float() - theirs.float()).abs() <= step).all()
-    assert (ours != theirs).float().mean() < 1e-3
+    for value in (2.5, 0.731, 17.0):
+        amax = torch.tensor(value)
+        ours = get_codec("fp8").quantize_input(x, {"input_scale": amax / 448.0})
+        torch.testing.assert_close(
+            ours, fp8_eager(x, amax), rtol=4e-7 if dtype is torch.float32 else 0, atol=0
+        )

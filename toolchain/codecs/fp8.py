@@ -1,4 +1,9 @@
-"""FP8 E4M3 with one scale per tensor (W8A8)."""
+"""FP8 E4M3 with one scale per tensor (W8A8).
+
+The arithmetic is that of ModelOpt's fake quantization (``tensor_quant.fp8_eager``): multiply by 448 / amax in float32,
+round once. ModelOpt's exporter divides by the scale in the weight's dtype instead, which rounds a bf16 weight twice: on
+about one weight in a hundred it stores the neighbouring code of the one that was evaluated. We store the evaluated one.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,14 @@ from toolchain.formats.fp8 import FP8
 E4M3_MAX = 448.0
 
 
+def encode(x: torch.Tensor, amax: torch.Tensor | float) -> torch.Tensor:
+    """x -> E4M3 of x * (448 / amax), saturating. Torch's own cast would give NaN above 448."""
+    return (x.float() * (E4M3_MAX / amax)).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
 def fake_quantize(x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """x -> round(x / scale) to E4M3, saturating, times scale; same dtype. Torch's own cast would give NaN above 448."""
-    scaled = (x.float() / scale).clamp_(-E4M3_MAX, E4M3_MAX)
-    return (scaled.to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
+    """x rounded to E4M3 multiples of ``scale``; same dtype. ``scale * 448`` gives back the amax it was made of."""
+    return (encode(x, scale * E4M3_MAX).float() * scale).to(x.dtype)
 
 
 class Fp8Codec:
@@ -26,11 +35,10 @@ class Fp8Codec:
         if calibrated.input_amax is None:
             raise ToolchainError("FP8 needs the calibrated amax of the input", code="TC-202")
         amax = calibrated.weight_amax if calibrated.weight_amax is not None else weight.abs().amax()
-        scale = amax.to(weight.device).float() / E4M3_MAX
-        scaled = (weight.float() / scale).clamp_(-E4M3_MAX, E4M3_MAX)
+        amax = amax.to(weight.device).float()
         return {
-            "weight": scaled.to(torch.float8_e4m3fn),
-            "weight_scale": scale,
+            "weight": encode(weight, amax),
+            "weight_scale": amax / E4M3_MAX,
             "input_scale": calibrated.input_amax.float() / E4M3_MAX,
         }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -152,21 +151,13 @@ def _optimise(model: Any, tokens: torch.Tensor, seed: int, progress: Progress) -
     for _ in progress.track(range(STEPS), description="train demo MoE", total=STEPS):
         starts = torch.randint(0, len(tokens) - LENGTH, (BATCH, 1), generator=generator)
         batch = tokens[starts + offsets]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_fast_bfloat16()):
-            loss = model(input_ids=batch, labels=batch).loss
+        loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
     model.eval()
-
-
-def _fast_bfloat16() -> bool:
-    """bf16 matmuls pay only where the CPU has instructions for them."""
-    return (
-        bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and os.environ.get("TOOLCHAIN_DEMO_FP32") is None
-    )
 
 
 def _rate(step: int) -> float:

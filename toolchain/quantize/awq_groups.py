@@ -52,8 +52,8 @@ def _fold_sites(model: nn.Module, family: Family) -> list[tuple[str, list[str]]]
 def run(
     model: nn.Module, modules: dict[str, str], family: Family, forward: Callable[[], None], progress: Progress
 ) -> dict[str, float]:
-    """Search and apply AWQ scales; returns module path -> alpha. Modules whose input no token reached are left as they
-    are (rounded to nearest) and are absent from the result."""
+    """Search and apply AWQ scales; returns module path -> alpha. Modules whose input no token reached get scale 1 (they
+    are rounded to nearest; runtimes want the tensor of every expert) and are absent from the result."""
     groups = find_groups(model, modules, family)
     alphas: dict[str, float] = {}
     batches = _batches(model, groups)
@@ -64,11 +64,13 @@ def run(
         with _unquantized(model):
             awq.collect(model, batch, forward)
         for group in progress.track(batch, description="AWQ search", total=len(batch)):
+            weights = [model.get_submodule(path).weight.data for path in group.paths]
             if group.statistics.tokens:
-                weights = [model.get_submodule(path).weight.data for path in group.paths]
                 scale, alpha = awq.search(weights, group.statistics)
-                awq.apply(model, group, scale)
                 alphas |= dict.fromkeys(group.paths, alpha)
+            else:
+                scale = torch.ones(weights[0].shape[1], device=weights[0].device)
+            awq.apply(model, group, scale)
             group.statistics.gram = None
     return alphas
 

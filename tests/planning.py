@@ -1,0 +1,19 @@
+"""Plans for tests: a tiny model, a format, and calibration text that every checkout has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from toolchain.models.reader import read_model
+from toolchain.plan.planner import make_plan, require_clean
+from toolchain.plan.types import Calibration, Plan
+
+TEXT = Path(__file__).parent.parent / "toolchain" / "core"
+"""A few thousand bytes of text, one token each with the tokenizer of the tiny models."""
+
+
+def plan_for(model: Path, format: str, **options: Any) -> Plan:
+    """A clean plan of ``model`` with little calibration data."""
+    calibration = Calibration(data=str(TEXT), samples=8, length_tokens=128)
+    return require_clean(make_plan(read_model(str(model)), format=format, calibration=calibration, **options))
