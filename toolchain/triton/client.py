@@ -26,10 +26,15 @@ WIRE_TYPES = {
     "TYPE_FP32": ("FP32", "float32"),
 }
 """config.pbtxt type -> (type on the wire, numpy dtype)."""
+FINAL_AFTER_ERROR_S = 0.5
 
 
 class RequestFailed(ToolchainError):
     """The server answered a request with an error, or not in time."""
+
+
+class ModelError(RequestFailed):
+    """The server answered with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +68,8 @@ class GenerateClient:
         self.close()
 
     def close(self) -> None:
-        """End the stream (cancelling what still runs) and the connection."""
-        self._end_stream()
+        """End the stream and the connection."""
+        self._end_stream(cancel=False)
         self._client.close()
 
     def stream(
@@ -90,9 +95,19 @@ class GenerateClient:
                 piece, done = self._next(answers, deadline, timeout_s)
                 if piece is not None:
                     yield piece
+        except ModelError:
+            done = self._is_over(answers)
+            raise
         finally:
             if not done:
-                self._end_stream()
+                self._end_stream(cancel=True)
+
+    def _is_over(self, answers: queue.Queue[Any]) -> bool:
+        """Whether the final flag follows an error. Errors of the server's core come without one."""
+        with contextlib.suppress(queue.Empty):
+            _, result, _ = answers.get(timeout=FINAL_AFTER_ERROR_S)
+            return result is not None and _is_final(result)
+        return False
 
     def _next(
         self, answers: queue.Queue[Any], deadline: float, timeout_s: float
@@ -106,8 +121,8 @@ class GenerateClient:
                 code="TC-702",
             ) from None
         if error is not None:
-            raise RequestFailed(f"{self._model} at {self._url}: {error.message()}", code="TC-702")
-        final = result.get_response().parameters["triton_final_response"].bool_param
+            raise ModelError(f"{self._model} at {self._url}: {error.message()}", code="TC-702")
+        final = _is_final(result)
         text = result.as_numpy("text_output")
         if text is None:
             return None, final
@@ -126,14 +141,22 @@ class GenerateClient:
             self._answers = answers
         return self._answers
 
-    def _end_stream(self) -> None:
-        """Late answers go into the abandoned queue, never into that of the next request."""
+    def _end_stream(self, *, cancel: bool) -> None:
+        """Late answers go into the abandoned queue, never into that of the next request.
+
+        ``cancel`` only where a request still runs: a stream that is cancelled in the moment in which its request
+        ends can keep tritonserver 2.51 from ever unloading the model.
+        """
         from tritonclient.utils import InferenceServerException
 
         if self._answers is not None:
             self._answers = None
             with contextlib.suppress(InferenceServerException):
-                self._client.stop_stream(cancel_requests=True)
+                self._client.stop_stream(cancel_requests=cancel)
+
+
+def _is_final(result: Any) -> bool:
+    return bool(result.get_response().parameters["triton_final_response"].bool_param)
 
 
 def _tensors(inputs: dict[str, Any]) -> list[Any]:

@@ -84,9 +84,9 @@ def _lint_triton_config(triton_config: object, where: str) -> list[Finding]:
     if size != 0 or isinstance(size, bool):
         message = f"triton_config.max_batch_size is {size!r}, expected 0 (TensorRT-LLM batches in flight)"
         findings.append(Finding(code="TC-609", where=where, message=message))
-    if not isinstance(triton_config.get("decoupled"), bool):
-        message = f"triton_config.decoupled is {triton_config.get('decoupled')!r}, expected true or false"
-        findings.append(Finding(code="TC-609", where=where, message=message))
+    if triton_config.get("decoupled") is not True:
+        message = f"triton_config.decoupled is {triton_config.get('decoupled')!r}, expected true"
+        findings.append(Finding(code="TC-609", where=where, message=message, hint="answers come in pieces"))
     period = triton_config.get("cancellation_check_period_ms", 100)
     if not isinstance(period, int) or isinstance(period, bool) or period < 1:
         message = f"triton_config.cancellation_check_period_ms is {period!r}, expected an integer >= 1"

@@ -13,15 +13,7 @@ from dataclasses import dataclass, field
 
 import triton_python_backend_utils as pb_utils
 from engine_process import EngineFailed, EngineProcess
-from helpers import (
-    BadRequest,
-    GenerateRequest,
-    error_response,
-    read_request,
-    send_last,
-    send_piece,
-    text_response,
-)
+from helpers import Answer, BadRequest, GenerateRequest, error_response, read_request, text_response
 
 NEUTRAL = {"best_of": 1, "frequency_penalty": 0.0, "presence_penalty": 0.0}
 """Sampling parameters of the contract that this engine does not have, and the value that asks for nothing."""
@@ -32,7 +24,7 @@ class Open:
     """A request that the engine process is working on."""
 
     request: GenerateRequest
-    sender: object
+    answer: Answer
     arrival_ns: int
     first_ns: int = 0
     pieces: list = field(default_factory=list)
@@ -70,24 +62,24 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            sender = request.get_response_sender()
+            answer = Answer(request)
             try:
-                self._forward(read_request(request), sender)
+                self._forward(read_request(request), answer)
             except BadRequest as error:
-                send_last(sender, error_response(str(error), "invalid_argument"))
+                answer.last(error_response(str(error), "invalid_argument"))
             except EngineFailed as error:
-                send_last(sender, error_response(str(error), "unavailable"))
+                answer.last(error_response(str(error), "unavailable"))
         return None
 
-    def _forward(self, request, sender):
+    def _forward(self, request, answer):
         if request.stop:
-            self._stop(request.request_id, sender)
+            self._stop(request.request_id, answer)
             return
         params = _engine_params(request)
         with self._lock:
             self._next_id += 1
             number = self._next_id
-            self._open[number] = Open(request=request, sender=sender, arrival_ns=time.time_ns())
+            self._open[number] = Open(request=request, answer=answer, arrival_ns=time.time_ns())
         message = {"op": "generate", "id": number, "text_input": request.text_input, "params": params}
         try:
             self._engine.send(message)
@@ -96,13 +88,13 @@ class TritonPythonModel:
             if self._take(number) is not None:
                 raise
 
-    def _stop(self, request_id, sender):
+    def _stop(self, request_id, answer):
         if not request_id:
             raise BadRequest("stop needs the id of the request that is to end")
         for number, entry in self._snapshot():
             if entry.request.request_id == request_id:
                 self._cancel(number, entry)
-        send_last(sender, text_response(""))
+        answer.last(text_response(""))
 
     def _on_message(self, message):
         number = message.get("id")
@@ -110,7 +102,7 @@ class TritonPythonModel:
             entry = self._take(number)
             if entry is not None:
                 response = error_response(message.get("message", ""), message.get("kind", "internal"))
-                send_last(entry.sender, response)
+                entry.answer.last(response)
         elif message.get("op") == "chunk":
             self._on_chunk(number, message)
 
@@ -123,28 +115,28 @@ class TritonPythonModel:
         if message["token_ids"] and not entry.first_ns:
             entry.first_ns = time.time_ns()
         if reason == "cancelled":
-            send_last(entry.sender, error_response("the request was cancelled", "cancelled"))
+            entry.answer.last(error_response("the request was cancelled", "cancelled"))
         elif not entry.request.streaming:
             entry.pieces.append(message["text"])
             if reason:
-                send_last(entry.sender, text_response("".join(entry.pieces), **_extras(entry, reason)))
+                entry.answer.last(text_response("".join(entry.pieces), **_extras(entry, reason)))
         elif reason:
-            send_last(entry.sender, text_response(message["text"], **_extras(entry, reason)))
+            entry.answer.last(text_response(message["text"], **_extras(entry, reason)))
         elif message["text"]:
             # A token can end inside a UTF-8 character: its text comes with a later one.
-            send_piece(entry.sender, text_response(message["text"]))
+            entry.answer.piece(text_response(message["text"]))
 
     def _on_death(self, reason):
         with self._lock:
             entries, self._open = list(self._open.values()), {}
         for entry in entries:
             response = error_response(f"{reason} while it worked on this request", "unavailable")
-            send_last(entry.sender, response)
+            entry.answer.last(response)
 
     def _watch_cancellations(self):
         while not self._finalizing.wait(self._period_s):
             for number, entry in self._snapshot():
-                if not entry.cancelling and entry.sender.is_cancelled():
+                if not entry.cancelling and entry.answer.is_cancelled():
                     self._cancel(number, entry)
 
     def _cancel(self, number, entry):

@@ -5,6 +5,7 @@ checks neither that text_input is there nor that every tensor has one element, s
 """
 
 import json
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +64,15 @@ def read_request(request):
 
 def _refuse_unknown_parameters(request):
     """/generate turns JSON keys that are no input into request parameters instead of refusing them."""
-    known = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "binary_data_output")
+    known = (
+        "id",
+        "sequence_id",
+        "sequence_start",
+        "sequence_end",
+        "priority",
+        "timeout",
+        "binary_data_output",
+    )
     text = request.parameters() if hasattr(request, "parameters") else ""
     given = json.loads(text or "{}")
     unknown = sorted(key for key in given if key not in known and not key.startswith("triton_"))
@@ -127,27 +136,49 @@ def error_response(message, kind="internal"):
     return pb_utils.InferenceResponse(error=error)
 
 
-def send_piece(sender, response):
-    """Send one response of several. A client that has gone is no reason to end the thread that serves the
-    others."""
-    try:
-        sender.send(response)
-    except pb_utils.TritonModelException as error:
-        pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")
+class Answer:
+    """The responses to one request, sent from any thread: pieces, then exactly one last response.
 
-
-def send_last(sender, response):
-    """Send the final response.
-
-    An error goes out before the final flag, not with it: after an error that is first and final,
-    generate_stream of tritonserver 2.51 counts the connection as open for ever, and the server cannot stop
-    within its exit timeout.
+    The lock keeps the question whether the client has gone apart from the last response: the server forgets a
+    request with its final flag; asked about it in that moment, it may never unload the model again.
     """
-    try:
-        if response.has_error():
-            sender.send(response)
-            sender.send(flags=FINAL)
-        else:
-            sender.send(response, flags=FINAL)
-    except pb_utils.TritonModelException as error:
-        pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")
+
+    def __init__(self, request):
+        self._sender = request.get_response_sender()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def piece(self, response):
+        with self._lock:
+            if not self._ended:
+                self._send(response, 0)
+
+    def last(self, response):
+        """Send the final response; nothing when there was one already.
+
+        An error goes out before the final flag, not with it: after an error that is first and final,
+        generate_stream of tritonserver 2.51 counts the connection as open for ever and cannot stop in time.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            if response.has_error():
+                self._send(response, 0)
+                self._send(None, FINAL)
+            else:
+                self._send(response, FINAL)
+
+    def is_cancelled(self):
+        with self._lock:
+            return not self._ended and self._sender.is_cancelled()
+
+    def _send(self, response, flags):
+        """A client that has gone is no reason to end the thread that serves the others."""
+        try:
+            if response is None:
+                self._sender.send(flags=flags)
+            else:
+                self._sender.send(response, flags=flags)
+        except pb_utils.TritonModelException as error:
+            pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")

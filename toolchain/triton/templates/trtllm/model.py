@@ -14,15 +14,7 @@ from dataclasses import dataclass
 
 import triton_python_backend_utils as pb_utils
 import yaml
-from helpers import (
-    BadRequest,
-    GenerateRequest,
-    error_response,
-    read_request,
-    send_last,
-    send_piece,
-    text_response,
-)
+from helpers import Answer, BadRequest, GenerateRequest, error_response, read_request, text_response
 from llm_outputs import requested_outputs
 
 MPI_JOB_PREFIXES = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_MCA_orte_", "ORTE_", "PMIX_", "PMI_")
@@ -39,11 +31,16 @@ def read_model_yaml():
         with open(path, encoding="utf-8") as handle:
             document = yaml.safe_load(handle)
         triton_config = document.pop("triton_config")
-        int(triton_config["max_batch_size"]), bool(triton_config["decoupled"])
+        int(triton_config["max_batch_size"])
+        decoupled = triton_config["decoupled"]
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise pb_utils.TritonModelException(
             f"{path}: expected LLM() arguments and triton_config {{max_batch_size, decoupled}}: {error!r}"
         ) from error
+    if decoupled is not True:
+        raise pb_utils.TritonModelException(
+            f"{path}: triton_config.decoupled is {decoupled!r}, expected true"
+        )
     return document, triton_config
 
 
@@ -52,9 +49,8 @@ class Running:
     """A request that the LLM is working on."""
 
     request: GenerateRequest
-    sender: object
+    answer: Answer
     result: object
-    finished: bool = False
 
 
 class TritonPythonModel:
@@ -69,7 +65,6 @@ class TritonPythonModel:
 
     def initialize(self, args):
         llm_args, triton_config = read_model_yaml()
-        self._decoupled = bool(triton_config["decoupled"])
         self._period_s = int(triton_config.get("cancellation_check_period_ms", 100)) / 1000.0
         model = str(llm_args.get("model", ""))
         if os.path.isabs(model) and not os.path.isdir(model):
@@ -119,81 +114,72 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            sender = request.get_response_sender()
+            answer = Answer(request)
             try:
                 parsed = read_request(request)
-                if parsed.streaming and not self._decoupled:
-                    raise BadRequest("streaming needs `decoupled: true` under triton_config in model.yaml")
                 if parsed.stop:
-                    self._stop(parsed.request_id, sender)
+                    self._stop(parsed.request_id, answer)
                     continue
             except BadRequest as error:
-                self._put(send_last, sender, error_response(str(error), "invalid_argument"))
+                self._outbox.put((answer.last, error_response(str(error), "invalid_argument")))
                 continue
-            asyncio.run_coroutine_threadsafe(self._generate(parsed, sender), self._loop)
+            asyncio.run_coroutine_threadsafe(self._generate(parsed, answer), self._loop)
 
-    async def _generate(self, request, sender):
-        """Drive one generation; every way out gives exactly one final response."""
+    async def _generate(self, request, answer):
+        """Drive one generation; every way out puts a last response into the outbox."""
         try:
             params = self._sampling_params(**request.params)
             result = self._llm.generate_async(request.text_input, params, streaming=request.streaming)
         except (TypeError, ValueError) as error:
-            self._put(send_last, sender, error_response(str(error), "invalid_argument"))
+            self._outbox.put((answer.last, error_response(str(error), "invalid_argument")))
             return
-        running = Running(request=request, sender=sender, result=result)
+        running = Running(request=request, answer=answer, result=result)
         with self._lock:
             self._running[id(running)] = running
         try:
-            await self._forward(running)
+            last = await self._forward(running)
         except Exception as error:  # noqa: BLE001 - or the client would wait for ever
-            self._finish(running, error_response(f"generation failed: {error!r}"))
+            last = error_response(f"generation failed: {error!r}")
+        self._finish(running, last)
 
     async def _forward(self, running):
+        """Send the pieces; the last response is returned."""
         sent = 0
         async for output in running.result:
             completion = output.outputs[0]
             # ``text`` is all text so far.
             piece = completion.text[sent:]
             if output.finished:
-                self._finish(running, text_response(piece, **requested_outputs(completion, running.request)))
-                return
-            if running.request.streaming and piece and not running.finished:
+                return text_response(piece, **requested_outputs(completion, running.request))
+            if running.request.streaming and piece:
                 sent += len(piece)
-                self._put(send_piece, running.sender, text_response(piece))
-        self._finish(running, error_response("the LLM ended the answer without finishing it"))
+                self._outbox.put((running.answer.piece, text_response(piece)))
+        return error_response("the LLM ended the answer without finishing it")
 
     def _finish(self, running, response):
-        """Send the final response, unless a cancellation was faster."""
         with self._lock:
-            if running.finished:
-                return
-            running.finished = True
             self._running.pop(id(running), None)
-        self._put(send_last, running.sender, response)
-
-    def _put(self, send, sender, response):
-        self._outbox.put((send, sender, response))
+        self._outbox.put((running.answer.last, response))
 
     def _send_answers(self):
-        """Sending blocks until the server has taken the answer: not something for the event loop to wait
-        for."""
+        """In a thread of its own: sending waits for the server, and the event loop must not wait."""
         while (item := self._outbox.get()) is not None:
-            send, sender, response = item
-            send(sender, response)
+            send, response = item
+            send(response)
 
     def _watch_cancellations(self):
         while not self._finalizing.wait(self._period_s):
             for running in self._snapshot():
-                if running.sender.is_cancelled():
+                if running.answer.is_cancelled():
                     self._cancel(running)
 
-    def _stop(self, request_id, sender):
+    def _stop(self, request_id, answer):
         if not request_id:
             raise BadRequest("stop needs the id of the request that is to end")
         for running in self._snapshot():
             if running.request.request_id == request_id:
                 self._cancel(running)
-        self._put(send_last, sender, text_response(""))
+        self._outbox.put((answer.last, text_response("")))
 
     def _cancel(self, running):
         running.result.abort()

@@ -1,0 +1,129 @@
+"""What model.py of target local says to the engine process and to Triton, with a script as engine. The real engine on
+the real server is in test_serve.py; here is what cannot be brought about there at will."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine_dirs import write_engine
+from tests.fake_triton import Request, TritonError, TritonModelException, rendered_model
+from toolchain.triton.render import render_repository
+
+ENGINE = """
+import json, sys
+log = open(sys.argv[1], "a", buffering=1)
+def say(**message):
+    print(json.dumps(message), flush=True)
+def chunk(number, text, reason=None):
+    say(op="chunk", id=number, text=text, token_ids=[1], finish_reason=reason, prompt_tokens=1)
+say(op="ready", model="m", max_batch_size=2, max_seq_len=8)
+for line in sys.stdin:
+    log.write(line)
+    message = json.loads(line)
+    if message["op"] == "cancel":
+        chunk(message["id"], "", "cancelled")
+    elif message["op"] == "generate" and message["text_input"] == "refuse":
+        say(op="error", id=message["id"], kind="invalid_argument", message="not this one")
+    elif message["op"] == "generate":
+        chunk(message["id"], "Hel")
+        chunk(message["id"], "")
+        if message["text_input"] != "endless":
+            chunk(message["id"], "lo", "stop")
+"""
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Path:
+    return tmp_path / "heard.jsonl"
+
+
+@pytest.fixture
+def model(tmp_path: Path, heard: Path) -> Iterator[Any]:
+    (tmp_path / "engine.py").write_text(ENGINE)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path / "engine.py"} {heard} "$@"\n')
+    python.chmod(0o755)
+    engine = write_engine(tmp_path / "engine")
+    repository = render_repository(engine, tmp_path / "repo", python=str(python))
+    with rendered_model(repository / "tensorrt_llm" / "1") as module:
+        model = module.TritonPythonModel()
+        model.initialize({"model_config": json.dumps(config(engine, python))})
+        yield model
+        model.finalize()
+
+
+def config(engine: Path, python: Path) -> dict[str, Any]:
+    values = {"engine_dir": str(engine), "python": str(python), "cancellation_check_period_ms": "5"}
+    return {"parameters": {key: {"string_value": value} for key, value in values.items()}}
+
+
+def ops(heard: Path, op: str) -> list[dict[str, Any]]:
+    return [message for line in heard.read_text().splitlines() if (message := json.loads(line))["op"] == op]
+
+
+def test_only_given_parameters_are_passed_on(model: Any, heard: Path) -> None:
+    request = Request(
+        text_input="ß", sampling_param_max_tokens=3, sampling_param_stop=["x"], sampling_param_best_of=1
+    )
+    assert model.execute([request]) is None
+    assert [response.text for response in request.sender.collect()] == ["Hello"]
+    (message,) = ops(heard, "generate")
+    assert message["text_input"] == "ß"
+    assert message["params"] == {"max_tokens": 3, "stop": ["x"]}
+
+
+def test_streaming_leaves_out_empty_pieces(model: Any) -> None:
+    request = Request(text_input="a", streaming=True, return_finish_reason=True)
+    model.execute([request])
+    responses = request.sender.collect()
+    assert [response.text for response in responses] == ["Hel", "lo"]
+    assert responses[-1].outputs["finish_reason"][0] == b"stop"
+
+
+def test_all_requests_of_a_call_reach_the_engine_before_the_first_has_ended(model: Any) -> None:
+    endless, short = Request(text_input="endless", streaming=True), Request(text_input="a")
+    model.execute([endless, short])
+    assert [response.text for response in short.sender.collect()] == ["Hello"]
+    assert endless.sender.sent.get(timeout=10)[1] == 0
+
+
+def test_a_client_that_has_gone_is_cancelled_in_the_engine(model: Any, heard: Path) -> None:
+    request = Request(text_input="endless", streaming=True)
+    model.execute([request])
+    request.sender.cancelled = True
+    assert request.sender.collect()[-1].error.code == TritonError.CANCELLED
+    assert len(ops(heard, "cancel")) == 1
+
+
+def test_errors_of_the_engine_keep_their_kind_and_come_before_the_final_flag(model: Any) -> None:
+    request = Request(text_input="refuse")
+    model.execute([request])
+    response, flags = request.sender.sent.get(timeout=10)
+    assert (response.error.code, response.error.message, flags) == (
+        TritonError.INVALID_ARG,
+        "not this one",
+        0,
+    )
+    assert request.sender.sent.get(timeout=10) == (None, 1)
+
+
+def test_unloading_answers_what_is_open(model: Any) -> None:
+    request = Request(text_input="endless")
+    model.execute([request])
+    time.sleep(0.05)
+    model.finalize()
+    (response,) = request.sender.collect()
+    assert response.error.code == TritonError.UNAVAILABLE
+
+
+def test_moved_engine_is_named(model: Any, tmp_path: Path) -> None:
+    moved = {"model_config": json.dumps(config(tmp_path / "gone", tmp_path / "python"))}
+    with pytest.raises(TritonModelException, match=r"gone does not exist.*run `toolchain triton` again"):
+        type(model)().initialize(moved)
