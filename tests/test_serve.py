@@ -269,3 +269,48 @@ def test_engine_that_cannot_load_is_named_with_its_reason(engine: Path, tmp_path
 def test_port_in_use_is_refused_before_anything_starts(server: TritonServer, repository: Path) -> None:
     with pytest.raises(UsageError, match=f"port {server.http_port} "):
         TritonServer(repository, http_port=server.http_port).start()
+
+
+STAND_IN = """
+import asyncio, types
+class SamplingParams:
+    def __init__(self, max_tokens=3, **given):
+        self.max_tokens = max_tokens
+class Result:
+    def __init__(self, prompt, count):
+        self.prompt, self.count = prompt, count
+    async def __aiter__(self):
+        for index in range(self.count):
+            await asyncio.sleep(0.01)
+            out = types.SimpleNamespace(text=self.prompt * (index + 1), finish_reason="length")
+            yield types.SimpleNamespace(outputs=[out], finished=index == self.count - 1)
+    def abort(self):
+        self.count = 0
+class LLM:
+    def __init__(self, model, **arguments):
+        self.model = model
+    def generate_async(self, prompt, params, streaming):
+        return Result(prompt, params.max_tokens)
+    def shutdown(self):
+        pass
+"""
+
+
+def test_llmapi_layout_loads_and_streams_with_a_stand_in_for_the_llm(tmp_path: Path) -> None:
+    """On the real server: auto-completion from model.yaml, imports of the version directory, decoupled answers. Not
+    TensorRT-LLM itself."""
+    import yaml
+
+    repository = render_repository(write_engine(tmp_path / "e", target="trtllm"), tmp_path / "r")
+    version = repository / "tensorrt_llm" / "1"
+    (version / "tensorrt_llm.py").write_text(STAND_IN)
+    shutil.copytree(
+        Path(yaml.__file__).parent, version / "yaml", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    with TritonServer(repository, ready_timeout_s=120) as running:
+        config = requests.get(f"{running.http_url}/v2/models/tensorrt_llm/config", timeout=TIMEOUT_S).json()
+        assert config["max_batch_size"] == 0
+        assert config["model_transaction_policy"] == {"decoupled": True}
+        assert ask(running, "ab") == ["ab", "ab", "ab"]
+        assert post(running, "generate", text_input="ab").json()["text_output"] == "ababab"
+        assert post(running, "generate", max_tokens=3).status_code == 400
