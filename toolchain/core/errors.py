@@ -35,7 +35,9 @@ class UsageError(ToolchainError):
 class FindingsError(ToolchainError):
     """Several problems at once, all of them listed (a plan with violations, a checkpoint that fails its audit)."""
 
-    def __init__(self, message: str, findings: Sequence[Finding], *, hint: str = "", code: str = "TC-000") -> None:
+    def __init__(
+        self, message: str, findings: Sequence[Finding], *, hint: str = "", code: str = "TC-000"
+    ) -> None:
         super().__init__(message, hint=hint, code=code)
         self.findings = tuple(findings)
 

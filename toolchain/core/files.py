@@ -47,7 +47,9 @@ def read_json(path: Path) -> Any:
             code="TC-003",
         ) from error
     except UnicodeDecodeError as error:
-        raise ToolchainError(f"{path} is not UTF-8 text", hint="fetch or write it again", code="TC-003") from error
+        raise ToolchainError(
+            f"{path} is not UTF-8 text", hint="fetch or write it again", code="TC-003"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -118,4 +120,8 @@ def hash_tree(root: Path) -> dict[str, str]:
     """Relative path -> SHA-256 of every regular file below ``root``, hidden ones excluded, sorted by path."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     relative = [path.relative_to(root) for path in files]
-    return {str(name): sha256_file(root / name) for name in relative if not any(p.startswith(".") for p in name.parts)}
+    return {
+        str(name): sha256_file(root / name)
+        for name in relative
+        if not any(p.startswith(".") for p in name.parts)
+    }

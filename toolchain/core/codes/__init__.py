@@ -6,7 +6,16 @@
 
 from __future__ import annotations
 
-from toolchain.core.codes import c0_input, c1_plan, c2_quantize, c3_verify, c4_build, c5_runtime, c6_triton, c7_bench
+from toolchain.core.codes import (
+    c0_input,
+    c1_plan,
+    c2_quantize,
+    c3_verify,
+    c4_build,
+    c5_runtime,
+    c6_triton,
+    c7_bench,
+)
 
 CODES: dict[str, tuple[str, str]] = {
     **c0_input.CODES,
