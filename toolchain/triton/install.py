@@ -74,7 +74,7 @@ def require_server() -> Installation:
     if found is None:
         raise ToolchainError(
             f"no tritonserver on PATH and none in {server_directory()}",
-            hint="`make tritonserver` installs one (186 MB), or use NVIDIA's Triton container",
+            hint="`make tritonserver` installs one (220 MB), or use NVIDIA's Triton container",
             code="TC-620",
         )
     return found
