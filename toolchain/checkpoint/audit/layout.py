@@ -8,6 +8,7 @@ from toolchain.checkpoint.audit.subject import KV_SUFFIXES, Subject
 from toolchain.core.errors import ToolchainError
 from toolchain.core.findings import Finding
 from toolchain.core.roles import QUANTIZABLE, Role
+from toolchain.families.lookup import EXPERT_COUNT_KEYS
 from toolchain.formats.base import Format
 
 MODEL_DTYPES = ("BF16", "F16", "F32")
@@ -109,8 +110,8 @@ def inventory(subject: Subject) -> Iterator[Finding]:
 
 def _experts_by_count(subject: Subject) -> Iterator[Finding]:
     """When transformers cannot build the model: every layer that has experts has all of them, with all projections."""
-    key = subject.family.num_experts_key
-    count = int((subject.config.get("text_config") or subject.config).get(key, 0)) if key else 0
+    config = subject.config.get("text_config") or subject.config
+    count = next((int(config[key]) for key in EXPERT_COUNT_KEYS if key in config), 0)
     seen: dict[int, set[tuple[int, str]]] = {}
     for module in subject.modules:
         part = subject.part(module)
