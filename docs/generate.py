@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the help texts, and the generated tables of README.md; ``--check`` fails when they are stale."""
+"""Write docs/cli.md from the help texts; ``--check`` fails when it is stale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import click
 from toolchain.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = "# Command line\n\nGenerated from the help texts by `make docs`; `make check` fails when it is stale.\n"
+HEADER = (
+    "# Command line\n\nGenerated from the help texts by `make docs`; `make check` fails when it is stale.\n"
+)
 
 
 def sections(command: click.Command, names: list[str]) -> list[str]:

@@ -203,3 +203,19 @@ def test_too_small_a_disk_is_refused_before_any_work(
     with pytest.raises(ToolchainError, match="GiB free"):
         quantize(plan_for(tiny("llama"), "fp8"), tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_with_a_missing_expert_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """transformers would fill the hole with random numbers."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "model"
+    shutil.copytree(tiny("qwen3_moe"), source)
+    tensors = load_file(source / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".experts.3." not in name}
+    save_file(kept, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ToolchainError, match="cannot load|missing"):
+        quantize(plan_for(source, "fp8"), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -47,13 +47,22 @@ def load_source(
     from transformers import AutoModelForCausalLM
 
     _quiet()
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=dtype or "auto",
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        experts_implementation="eager",
-    )
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype or "auto",
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            experts_implementation="eager",
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise ToolchainError(
+            f"transformers cannot load {directory}: {type(error).__name__}: {error}",
+            hint="tensors may be missing or of another shape than config.json says; `toolchain plan` reads the headers",
+            code="TC-304",
+        ) from error
+    _refuse_holes(directory, report)
     unfuse_experts(model)
     return model.eval().to(device)
 
@@ -91,6 +100,19 @@ def load_checkpoint(
     if emulate_activations and filler.kv_scales:
         emulate_fp8_kv_cache(model, filler.kv_scales)
     return model
+
+
+def _refuse_holes(directory: Path, report: Mapping[str, Any]) -> None:
+    """transformers fills what the files lack with random numbers and only warns."""
+    missing = sorted(map(str, report.get("missing_keys") or ()))
+    mismatched = sorted(map(str, report.get("mismatched_keys") or ()))
+    if missing or mismatched:
+        raise ToolchainError(
+            f"{directory} does not hold the model that its config.json describes: {len(missing)} weights missing "
+            f"{missing[:3]}, {len(mismatched)} of another shape {mismatched[:3]}",
+            hint="fetch the model again, or correct config.json",
+            code="TC-304",
+        )
 
 
 def _quiet() -> None:

@@ -136,10 +136,12 @@ def _info(
 def _num_experts(config: dict[str, Any], family: Family, tensors: Iterable[TensorInfo]) -> int:
     if family.num_experts_key is None:
         return 0
-    if config.get(family.num_experts_key):
-        return need(config, family.num_experts_key)
+    # transformers 5 writes num_local_experts where the hub has num_experts.
+    keys = (family.num_experts_key, *EXPERT_COUNT_KEYS)
+    if any(config.get(key) for key in keys):
+        return need(config, *keys)
     seen = {family.classify(tensor.name).expert for tensor in tensors} - {None}
-    return len(seen) or need(config, family.num_experts_key, *EXPERT_COUNT_KEYS)
+    return len(seen) or need(config, *keys)
 
 
 def _has_chat_template(path: Path) -> bool:
