@@ -18,9 +18,11 @@ LEFT_OUT = (
     "idlelib",
     "lib2to3",
     "turtledemo",
+    "encodings",
+    "pydoc_data",
     "__pycache__",
 )
-"""Folders that are not prose-like source, or not part of every installation."""
+"""Folders of tables rather than source (encodings), or not part of every installation."""
 
 
 @dataclass(frozen=True)
