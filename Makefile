@@ -52,6 +52,9 @@ check: $(READY) ## ruff, mypy, import-linter, generated docs
 docs: $(READY) ## write docs/cli.md from the help texts
 	$(VENV)/bin/python docs/generate.py
 
+goldens: $(READY) ## write tests/golden again from what the code does now; review the diff
+	WRITE_GOLDENS=1 $(VENV)/bin/python -m pytest -k golden
+
 tritonserver: $(READY) ## install a real tritonserver apart from the environment (186 MB, once)
 	$(TOOLCHAIN) triton install
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from toolchain.cli.options import PATH, json_option, seed_option
-from toolchain.cli.output import Terminal, emit, table
+from toolchain.cli.options import (
+    PATH,
+    dry_run_option,
+    engine_path,
+    force_option,
+    json_option,
+    seed_option,
+)
+from toolchain.cli.output import Terminal, emit, facts, table
 from toolchain.core.errors import UsageError
 
 
@@ -28,6 +36,8 @@ from toolchain.core.errors import UsageError
 )
 @click.option("--output", type=PATH, help="JSON file. Default: ENGINE/bench/<time>.json.")
 @seed_option
+@dry_run_option
+@force_option
 @json_option
 @click.pass_context
 def command(
@@ -41,6 +51,8 @@ def command(
     tokenizer: Path | None,
     output: Path | None,
     seed: int,
+    dry_run: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Measure a served engine over gRPC streaming: TTFT, ITL, end to end, tokens/s at several concurrencies.
@@ -48,35 +60,57 @@ def command(
     With an ENGINE directory a server is started for the measurement; with host:port a running one is measured.
     """
     from toolchain.bench.run import run_bench, write_result
+    from toolchain.bench.types import Settings
+    from toolchain.core.files import refuse_file
 
-    engine = Path(target) if Path(target).is_dir() else None
-    if engine is None and tokenizer is None:
-        raise UsageError(
-            f"{target} is not a directory; to measure a server by address, --tokenizer must name the engine it serves",
-            hint="toolchain bench 127.0.0.1:8001 --tokenizer engines/mine",
-            code="TC-009",
-        )
+    settings = Settings(
+        concurrency=tuple(_numbers(concurrency)),
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        seed=seed,
+        timeout_s=timeout,
+    )
+    engine = _engine(target, tokenizer)
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = output or (engine / "bench" / f"{stamp}.json" if engine else None)
+    if path is not None:
+        refuse_file(path, force=force)
+    if dry_run:
+        rows = {"target": target, **asdict(settings), "output": path and str(path), "dry_run": True}
+        emit(rows, as_json, facts(rows.items()))
+        return
     with contextlib.ExitStack() as stack:
         server: Any = _start(engine, stack) if engine else target
         result = run_bench(
             server,
-            tokenizer_dir=tokenizer or Path(target),
-            concurrency=_numbers(concurrency),
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            seed=seed,
-            timeout_s=timeout,
+            tokenizer_dir=tokenizer or engine or Path(target),
             engine_dir=engine,
             progress=Terminal(),
+            **{field.name: getattr(settings, field.name) for field in fields(settings)},
         )
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    path = output or (engine / "bench" / f"{stamp}.json" if engine else None)
     if path is not None:
         write_result(path, result)
     emit(result.to_json(), as_json, _render(result) + (f"\n\nwritten to {path}" if path else ""))
     if result.errors:
         ctx.exit(1)
+
+
+def _engine(target: str, tokenizer: Path | None) -> Path | None:
+    """The engine directory that ``target`` names; None for the address of a server."""
+    from toolchain.triton.engine_dir import read_engine_dir
+
+    engine = engine_path(target)
+    if engine.is_dir():
+        return read_engine_dir(engine).path
+    if tokenizer is None:
+        raise UsageError(
+            f"{target} is no engine directory; to measure a server by address, --tokenizer must name the engine it "
+            "serves",
+            hint="toolchain bench 127.0.0.1:8001 --tokenizer engines/mine",
+            code="TC-009",
+        )
+    return None
 
 
 def _start(engine: Path, stack: contextlib.ExitStack) -> Any:

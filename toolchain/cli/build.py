@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import PATH, dry_run_option, force_option, json_option
+from toolchain.cli.options import ENGINE, PATH, dry_run_option, force_option, json_option
 from toolchain.cli.output import Terminal, emit, facts
 
 
 @click.command(name="build")
-@click.argument("directory", metavar="DIR", type=PATH)
+@click.argument("directory", metavar="DIR", type=ENGINE)
 @click.option("--target", default="local", show_default=True, help="What runs the engine: local or trtllm.")
 @click.option("--gpu", default="cpu", show_default=True, help="GPU that it will run on.")
 @click.option("--output", type=PATH, required=True, help="Engine directory.")

@@ -26,6 +26,7 @@ from toolchain.cli.options import (
 from toolchain.cli.output import Terminal, emit, facts, size
 from toolchain.cli.plan_text import render_plan
 from toolchain.core.errors import UsageError
+from toolchain.core.findings import errors
 
 
 @click.command(name="engine")
@@ -70,7 +71,9 @@ def command(
     repository = triton_output or Path("triton_repo") / directory.name
     if dry_run:
         plan = make_request_plan(request)
-        emit(plan.to_json(), as_json, render_plan(plan))
+        emit(plan.to_json(), as_json, f"{render_plan(plan)}\n\nwould write {directory} and {repository}")
+        if errors(plan.findings):
+            ctx.exit(2)
         return
     result = make_engine(
         request, directory, repository, command=["toolchain", *sys.argv[1:]], force=force, progress=Terminal()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from toolchain.cli.options import PATH, device_option, json_option
+from toolchain.cli.options import ENGINE, PATH, device_option, json_option
 from toolchain.cli.output import Terminal, emit, facts
 from toolchain.core.errors import UsageError
 
 
 @click.command(name="evaluate")
-@click.argument("directory", metavar="DIR", type=PATH)
+@click.argument("directory", metavar="DIR", type=ENGINE)
 @click.option("--baseline", metavar="MODEL", help="The model that it was made of: adds KL and agreement.")
 @click.option(
     "--data", type=PATH, help="Text or JSONL. Default: evaluation.jsonl of the baseline, if it has one."

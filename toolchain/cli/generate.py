@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import PATH, device_option, json_option
-from toolchain.cli.output import emit
+from toolchain.cli.options import ENGINE, device_option, json_option
+from toolchain.cli.output import emit, write_data
+from toolchain.core.errors import UsageError
 
 
 @click.command(name="generate")
-@click.argument("engine", type=PATH)
+@click.argument("engine", type=ENGINE)
 @click.option("--prompt", required=True, help="Text to go on from.")
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
@@ -29,6 +30,8 @@ def command(engine: Path, prompt: str, device: str, chat: bool, as_json: bool, *
     from toolchain.runtime.types import SamplingParams
 
     params = SamplingParams(**sampling)
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise UsageError("the prompt is not UTF-8 text", hint="check the terminal's encoding", code="TC-503")
     with LocalEngine.load(engine, device=device) as local:
         asked: Any = local.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
         if as_json:
@@ -42,5 +45,5 @@ def command(engine: Path, prompt: str, device: str, chat: bool, as_json: bool, *
             emit(value, True, "")
             return
         for chunk in local.stream(asked, params):
-            click.echo(chunk.text, nl=False)
-        click.echo()
+            write_data(chunk.text, end="")
+        write_data("")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from toolchain import __version__
-from toolchain.core.errors import ToolchainError
+from toolchain.cli.output import stdout_for_data
+from toolchain.core.errors import ToolchainError, UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Show what this machine has and what can run here."),
@@ -73,36 +74,64 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    ctx.obj = {"debug": debug}
+    ctx.obj = {**(ctx.obj or {}), "debug": debug}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Console entry point: turns errors into one clear message (or JSON) and an exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help", "--version"} & set(arguments):
+        sys.exit(_run(arguments, sys.stdout))
+    status = 0
+    with stdout_for_data() as stream:
+        status = _run(arguments, stream)
+    sys.exit(status)
+
+
+def _run(arguments: list[str], stream: IO[str]) -> int:
+    """Exit status of one command, whose data go to ``stream``."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
-        status: Any = cli.main(args=arguments, prog_name="toolchain", standalone_mode=False)
+        status: Any = cli.main(
+            args=arguments, prog_name="toolchain", standalone_mode=False, obj={"stdout": stream}
+        )
     except ToolchainError as error:
         if debug:
             raise
-        _report(error, as_json)
-        sys.exit(error.exit_code)
+        return _report(error, as_json, stream)
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
+        if as_json:
+            return _report(_usage(error), as_json, stream)
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: what was finished is kept, run the same command again to go on", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
+        return 130
     except Exception as error:
         if debug:
             raise
-        _report(_unexpected(error), as_json)
-        sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
+        return _report(_refused(error) or _unexpected(error), as_json, stream)
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: click.ClickException) -> ToolchainError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "toolchain"
+    return UsageError(error.format_message(), hint=f"`{command} --help` lists what it takes", code="TC-001")
+
+
+def _refused(error: Exception) -> ToolchainError | None:
+    """What the operating system says about a path (read-only, no space, no permission) is no defect."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return ToolchainError(
+        f"{where}{error.strerror or error}",
+        hint="check that the path exists, is writable and has space; or choose another one",
+        code="TC-002",
+    )
 
 
 def _unexpected(error: Exception) -> ToolchainError:
@@ -112,14 +141,16 @@ def _unexpected(error: Exception) -> ToolchainError:
     )
 
 
-def _report(error: ToolchainError, as_json: bool) -> None:
+def _report(error: ToolchainError, as_json: bool, stream: IO[str]) -> int:
+    """Print ``error``, as JSON on the data stream or in words on stderr; returns the exit status."""
     import json
 
     if as_json:
-        click.echo(json.dumps({"error": error.to_json()}, indent=2))
-        return
+        click.echo(json.dumps({"error": error.to_json()}, indent=2), file=stream)
+        return error.exit_code
     click.secho(f"error {error.code}: {error.message}", fg="red", err=True)
     for finding in getattr(error, "findings", ()):
         click.echo(f"  {finding}", err=True)
     if error.hint:
         click.echo(f"hint: {error.hint}", err=True)
+    return error.exit_code

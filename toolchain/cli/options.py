@@ -15,6 +15,29 @@ from toolchain.plan.types import Calibration
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 PATH = click.Path(path_type=Path)
+ENGINES = Path("engines")
+"""Where engines are written when nothing else is asked for."""
+
+
+class EnginePath(click.Path):
+    """A directory, or the name of one under ``engines/``."""
+
+    name = "engine"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return engine_path(str(value))
+
+
+def engine_path(text: str) -> Path:
+    """``text`` as it is when it exists or is no bare name, else the engine of that name if there is one."""
+    path, named = Path(text), ENGINES / text
+    return named if len(path.parts) == 1 and not path.exists() and named.is_dir() else path
+
+
+ENGINE = EnginePath()
 
 
 def stack(*decorators: Decorator) -> Decorator:

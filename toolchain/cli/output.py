@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -14,9 +16,43 @@ T = TypeVar("T")
 GIB = 1024**3
 
 
+@contextlib.contextmanager
+def stdout_for_data() -> Iterator[IO[str]]:
+    """A stream to the real stdout. Meanwhile whatever libraries print, from C as well, goes to stderr."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="backslashreplace") as data:
+        os.dup2(2, 1)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield data
+            data.flush()
+        except BrokenPipeError:
+            _discard(data)
+        finally:
+            sys.stdout.flush()
+            os.dup2(data.fileno(), 1)
+
+
+def _discard(stream: IO[str]) -> None:
+    """The reader (head, less) has seen enough: what is left goes nowhere, and closing raises no second error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def write_data(text: str, *, end: str = "\n") -> None:
+    """Print to the stream that ``main`` keeps for data, to plain stdout outside of it. Ends the command without an
+    error when nobody reads any more."""
+    context = click.get_current_context(silent=True)
+    stream = (context.obj or {}).get("stdout") if context else None
+    try:
+        click.echo(text + end, file=stream, nl=False)
+    except BrokenPipeError:
+        _discard(stream or sys.stdout)
+        raise click.exceptions.Exit(0) from None
+
+
 def emit(value: Any, as_json: bool, text: str) -> None:
     """Print ``value`` as JSON, or ``text`` for people."""
-    click.echo(json.dumps(value, indent=2, default=str) if as_json else text)
+    write_data(json.dumps(value, indent=2, default=str) if as_json else text)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -43,13 +43,14 @@ def command(
     model: str, format_name: str, output: Path, dry_run: bool, force: bool, as_json: bool, **options: Any
 ) -> None:
     """Quantize MODEL into a checkpoint in the unified Hugging Face layout."""
-    from toolchain.core.files import refuse_occupied
+    from toolchain.core.files import refuse_occupied, refuse_to_replace_source
     from toolchain.pipeline.request import EngineRequest, make_request_plan
     from toolchain.plan.planner import require_clean
 
     progress = Terminal()
     request = EngineRequest(model=model, format=format_name, **options)
     plan = require_clean(make_request_plan(request))
+    refuse_to_replace_source(output, Path(plan.model))
     refuse_occupied(output, force=force)
     if dry_run:
         emit(plan.to_json(), as_json, render_plan(plan))

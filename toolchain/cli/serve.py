@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import PATH, dry_run_option, json_option
-from toolchain.cli.output import Terminal, emit
+from toolchain.cli.options import ENGINE, PATH, dry_run_option, json_option
+from toolchain.cli.output import Terminal, emit, write_data
 
 
 @click.command(name="serve")
-@click.argument("engine", type=PATH)
+@click.argument("engine", type=ENGINE)
 @click.option(
     "--repository", type=PATH, help="Model repository. Default: triton_repo/<engine>, rendered if absent."
 )
@@ -22,6 +22,7 @@ from toolchain.cli.output import Terminal, emit
 @click.option("--metrics-port", type=int, default=8002, show_default=True, help="0 chooses a free one.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 exposes it to the network.")
 @dry_run_option
+@click.option("--force", is_flag=True, help="Render the repository again, although it is there.")
 @json_option
 def command(
     engine: Path,
@@ -31,6 +32,7 @@ def command(
     metrics_port: int,
     address: str,
     dry_run: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Serve ENGINE with a real tritonserver in the foreground, until Ctrl-C or SIGTERM.
@@ -49,8 +51,8 @@ def command(
         value = {"engine": str(engine), "repository": str(target), "server": require_server().description}
         emit(value, as_json, f"would serve {target} with {value['server']}")
         return
-    if not target.is_dir():
-        render_repository(engine, target)
+    if force or not target.is_dir():
+        render_repository(engine, target, force=force)
 
     def ready(server: Any) -> None:
         value = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
@@ -61,7 +63,7 @@ def command(
             """'{"text_input": "def ", "streaming": true, "sampling_param_max_tokens": 32}'\n"""
             f"  measure  toolchain bench {server.grpc_url} --tokenizer {engine}"
         )
-        click.echo(json.dumps(value) if as_json else text)
+        write_data(json.dumps(value) if as_json else text)
 
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
     serve_engine(engine, target, ports, ready, address=address, progress=Terminal())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolchain.cli.options import PATH, dry_run_option, force_option, json_option
+from toolchain.cli.options import ENGINE, PATH, dry_run_option, force_option, json_option
 from toolchain.cli.output import Terminal, emit
 from toolchain.core.findings import errors
 
@@ -32,7 +32,7 @@ def command() -> None:
 
 
 @command.command(name="render")
-@click.argument("engine", type=PATH)
+@click.argument("engine", type=ENGINE)
 @click.option("--output", type=PATH, help="Repository directory. Default: triton_repo/<engine>.")
 @click.option(
     "--served-engine-dir", type=PATH, help="Where the server sees ENGINE, if elsewhere (a container's mount)."
@@ -96,11 +96,15 @@ def lint(ctx: click.Context, directory: Path, load: bool, as_json: bool) -> None
 @click.option(
     "--output", type=PATH, help="Directory. Default: .cache/tritonserver, or TOOLCHAIN_TRITONSERVER."
 )
+@dry_run_option
 @force_option
 @json_option
-def install(output: Path | None, force: bool, as_json: bool) -> None:
+def install(output: Path | None, dry_run: bool, force: bool, as_json: bool) -> None:
     """Install the real tritonserver that the nvidia-pytriton package carries, apart from this environment."""
-    from toolchain.triton.install import install_server
+    from toolchain.triton.install import WHEEL, install_server, server_directory
 
-    target = install_server(output, progress=Terminal(), force=force)
-    emit({"directory": str(target)}, as_json, f"tritonserver: {target}")
+    target = (output or server_directory()).absolute()
+    if not dry_run:
+        install_server(target, progress=Terminal(), force=force)
+    value = {"directory": str(target), "package": WHEEL, "dry_run": dry_run}
+    emit(value, as_json, f"would install {WHEEL} into {target}" if dry_run else f"tritonserver: {target}")

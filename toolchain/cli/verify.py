@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from toolchain.cli.options import PATH, json_option
+from toolchain.cli.options import ENGINE, json_option
 from toolchain.cli.output import Terminal, emit, facts, size
 
 
 @click.command(name="verify")
-@click.argument("directory", metavar="DIR", type=PATH)
+@click.argument("directory", metavar="DIR", type=ENGINE)
 @click.option(
     "--against", metavar="MODEL", help="Source model: what is not quantized must be bit-equal to it."
 )

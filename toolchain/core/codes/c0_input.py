@@ -4,6 +4,14 @@ from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
     "TC-000": ("Unclassified failure", "Run again with --debug and report the traceback."),
+    "TC-001": (
+        "The command line cannot be understood",
+        "`toolchain COMMAND --help` lists the arguments and options; docs/cli.md has all of them.",
+    ),
+    "TC-002": (
+        "The operating system refused a file or directory",
+        "Check that the path exists, who owns it, and whether its file system is writable and has space.",
+    ),
     "TC-003": (
         "A JSON file cannot be parsed",
         "The file is damaged or was cut off. Fetch it again, or re-run the stage that writes it.",
@@ -16,6 +24,19 @@ CODES: dict[str, tuple[str, str]] = {
         "Not enough disk space",
         "The plan says what will be written (checkpoint_bytes). Free space, or write to a larger disk.",
     ),
+    "TC-006": (
+        "There is no text to train the demo on",
+        "The demo is trained on the standard library's source: use a Python that has it.",
+    ),
+    "TC-007": (
+        "A spec or an option value cannot be used",
+        "Specs are YAML mappings with the names of the options of `toolchain engine`; the message lists what is off.",
+    ),
+    "TC-008": (
+        "Another run writes to the same place",
+        "Two runs in one directory would mix their files: wait for the other one, or choose another --output.",
+    ),
+    "TC-009": ("An argument names nothing that exists", "The message says what was expected there."),
     "TC-010": (
         "MODEL is neither a directory nor a hub id",
         "Give a Hugging Face model directory, or an id of the form owner/name.",

@@ -27,4 +27,8 @@ CODES: dict[str, tuple[str, str]] = {
         "KV cache scales could not be calibrated",
         "ModelOpt observes keys and values only in attention that uses transformers' attention interface.",
     ),
+    "TC-207": (
+        "The model has no usable tokenizer, or one with ids that the model does not have",
+        "Calibration needs the tokenizer that the model was trained with, beside its config.json.",
+    ),
 }

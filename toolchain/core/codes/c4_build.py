@@ -16,8 +16,4 @@ CODES: dict[str, tuple[str, str]] = {
         "The target cannot build this engine",
         "`toolchain support` shows which formats run on which GPU and release.",
     ),
-    "TC-404": (
-        "A finished stage no longer matches its manifest",
-        "A file that a stage wrote was changed or removed. Run again with --force to redo it.",
-    ),
 }
