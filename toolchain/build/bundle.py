@@ -9,7 +9,7 @@ from typing import Any
 from toolchain.build.trtllm import llm_args, render_yaml, version_lock
 from toolchain.core.environment import git_commit, package_versions
 from toolchain.core.errors import UsageError
-from toolchain.core.files import atomic_write_json, atomic_write_text, hash_tree, read_json
+from toolchain.core.files import atomic_write_json, atomic_write_text, read_json
 from toolchain.families import FAMILIES, Family, get_family
 from toolchain.formats import get_format
 from toolchain.plan.types import Plan
@@ -43,14 +43,16 @@ def write_manifest(
     *,
     name: str,
     command: list[str],
+    inputs: dict[str, Any],
     stages: dict[str, Any],
     metrics: dict[str, Any],
 ) -> dict[str, Any]:
-    """engine.json: what this engine is, what made it, and the hash of every file. Written last, atomically."""
+    """engine.json: what this engine is, what made it, and the hash of every file. Written last, atomically.
+
+    ``inputs``: hashes of what it was made of. ``stages``: records, each with the hashes of its ``outputs``.
+    """
     found = get_format(plan.format)
-    files = {
-        path: digest for path, digest in hash_tree(directory).items() if path.split("/")[0] not in MUTABLE
-    }
+    files = {path: digest for record in stages.values() for path, digest in record.get("outputs", {}).items()}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -70,19 +72,16 @@ def write_manifest(
         },
         "parallel": {"tp": plan.serving.tp, "ep": plan.serving.ep, "pp": plan.serving.pp},
         "metrics": metrics,
+        "inputs": inputs,
         "stages": stages,
         "command": command,
         "versions": package_versions(),
         "git_commit": git_commit(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "files": files,
+        "files": dict(sorted(files.items())),
     }
     atomic_write_json(directory / "engine.json", manifest)
     return manifest
-
-
-MUTABLE = ("engine.json", "bench", "report", "stages", "serve")
-"""Entries of an engine directory that change after the engine is made: they have no place in its file hashes."""
 
 
 def _max_num_tokens(plan: Plan) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,30 +54,68 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    path: Path, *, force: bool = False, on_replace: Callable[[], None] | None = None
+) -> Iterator[Path]:
     """Yield a hidden sibling directory; rename it to ``path`` on success, remove it on failure.
 
     Raises UsageError if ``path`` exists and is not empty, unless ``force``: then the old content is replaced in the
-    last step, so that a failure loses nothing.
+    last step, so that a failure loses nothing; ``on_replace`` is called just before it. ToolchainError TC-008 when
+    another process writes the same directory.
     """
     refuse_occupied(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _claimed(path) as partial:
+        try:
+            yield partial
+            if on_replace is not None:
+                on_replace()
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if path.exists():
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            partial.rename(path)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[Path]:
+    """The empty hidden sibling of ``path``, locked while it is written."""
     partial = _partial(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY)
     try:
+        lock(handle, path)
+        for left in partial.iterdir():  # by a run that was killed
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
         yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        partial.rename(path)
+    finally:
+        os.close(handle)
+
+
+def lock(handle: int, path: Path) -> None:
+    """Lock the open file or directory ``handle`` for ``path``. The lock goes with the process, however that ends.
+
+    ToolchainError TC-008 when another process has it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ToolchainError(
+            f"{path} is being written by another run",
+            hint="wait for it, or use another --output",
+            code="TC-008",
+        ) from error
+    except OSError:
+        return  # some network file systems have no locks: there it goes on without
 
 
 def refuse_occupied(path: Path, *, force: bool = False) -> None:
@@ -87,6 +126,26 @@ def refuse_occupied(path: Path, *, force: bool = False) -> None:
         raise UsageError(
             f"output directory {path} is not empty ({sum(1 for _ in path.iterdir())} entries)",
             hint="choose another --output, or pass --force to replace it",
+            code="TC-004",
+        )
+
+
+def refuse_file(path: Path, *, force: bool = False) -> None:
+    """UsageError when the output file ``path`` exists, unless ``force``; always when it is a directory."""
+    if path.is_dir():
+        raise UsageError(f"output {path} is a directory, expected a file", code="TC-004")
+    if path.exists() and not force:
+        raise UsageError(
+            f"output {path} exists", hint="choose another --output, or pass --force", code="TC-004"
+        )
+
+
+def refuse_to_replace_source(output: Path, source: Path) -> None:
+    """UsageError when ``output`` is ``source`` or holds it: replacing it would remove what is read."""
+    if output.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UsageError(
+            f"output {output} is, or holds, the source {source}",
+            hint="choose another --output",
             code="TC-004",
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,25 @@ from typing import Any
 from toolchain.build import write_manifest, write_target_files
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.audit.subject import read_plan_beside
-from toolchain.core.errors import FindingsError, UsageError
-from toolchain.core.files import atomic_directory, atomic_write_json, hash_tree, read_json
+from toolchain.core.errors import FindingsError, ToolchainError, UsageError
+from toolchain.core.files import (
+    atomic_directory,
+    atomic_write_json,
+    hash_tree,
+    read_json,
+    refuse_occupied,
+    refuse_to_replace_source,
+)
 from toolchain.core.progress import Progress, Silent
+from toolchain.models.config import read_config
 from toolchain.models.reader import read_model
+from toolchain.models.types import ModelInfo
 from toolchain.plan.planner import make_plan, require_clean
 from toolchain.plan.types import Plan
 from toolchain.runtime.location import locate
 
+NO_WEIGHTS = "TC-144"
+"""The finding that a model was planned from its config alone."""
 SERVING = ("tp", "ep", "pp", "max_batch_size", "max_seq_len")
 
 
@@ -39,37 +52,65 @@ def build_engine(
     """
     progress = progress or Silent()
     checkpoint = locate(directory).checkpoint
-    plan = _replan(checkpoint, wishes)
+    refuse_to_replace_source(output, checkpoint)
+    refuse_occupied(output, force=force)
+    plan = _replan(directory, checkpoint, wishes)
     verdict = audit(checkpoint, progress=progress)
     if not verdict.passed:
         raise FindingsError(f"{checkpoint} failed its audit", verdict.findings, code="TC-402")
     if dry_run:
         return _preview(plan)
-    metrics = directory / "metrics.json"
     with atomic_directory(output, force=force) as partial:
         _link_tree(checkpoint, partial / "checkpoint")
         atomic_write_json(partial / "plan.json", plan.to_json())
         atomic_write_json(partial / "verify.json", verdict.to_json())
-        if metrics.is_file():
-            shutil.copyfile(metrics, partial / "metrics.json")
+        metrics = _metrics(directory, partial)
         write_target_files(partial, plan)
-        stages = {
-            "quantize": {"outputs": hash_tree(partial / "checkpoint"), "facts": {"starved_experts": []}},
-            "verify": {"facts": verdict.facts},
-        }
+        hashes = hash_tree(partial)
         return write_manifest(
             partial,
             plan,
-            name=output.name,
+            name=output.resolve().name,
             command=command,
-            stages=stages,
-            metrics=read_json(metrics) if metrics.is_file() else {"measured": False},
+            inputs={"checkpoint": {path: hashes[path] for path in hashes if path.startswith("checkpoint/")}},
+            stages=_stages(partial, hashes, verdict.facts),
+            metrics=metrics,
         )
 
 
-def _replan(checkpoint: Path, wishes: dict[str, Any]) -> Plan:
+def _metrics(directory: Path, partial: Path) -> dict[str, Any]:
+    """What was measured on the same bytes before, taken along."""
+    measured = directory / "metrics.json"
+    if not measured.is_file():
+        return {"measured": False}
+    shutil.copyfile(measured, partial / measured.name)
+    return dict(read_json(measured))
+
+
+def _stages(partial: Path, hashes: dict[str, str], audited: dict[str, Any]) -> dict[str, Any]:
+    """Stage records as `toolchain engine` has them; what quantization did is told by the checkpoint's own record."""
+    record = partial / "checkpoint" / "quantize.json"
+    made = read_json(record) if record.is_file() else {}
+    facts = (
+        "calibration",
+        "seconds",
+        "starved_experts",
+        "device",
+        "tensor_bytes",
+        "peak_memory_bytes",
+        "versions",
+    )
+    checkpoint = {path: digest for path, digest in hashes.items() if path.startswith("checkpoint/")}
+    return {
+        "quantize": {"outputs": checkpoint, "facts": {key: made.get(key) for key in facts}},
+        "verify": {"outputs": {"verify.json": hashes["verify.json"]}, "facts": audited},
+        "build": {"outputs": {path: hashes[path] for path in hashes if path not in checkpoint}},
+    }
+
+
+def _replan(directory: Path, checkpoint: Path, wishes: dict[str, Any]) -> Plan:
     """The plan that made the checkpoint, with what the user wants changed. The weights' part of it stays as it is."""
-    made = read_plan_beside(checkpoint)
+    made = read_plan_beside(directory) or read_plan_beside(checkpoint)
     if made is None:
         raise UsageError(
             f"{checkpoint} has no plan.json: it is not known what it was planned for",
@@ -77,8 +118,9 @@ def _replan(checkpoint: Path, wishes: dict[str, Any]) -> Plan:
             code="TC-401",
         )
     serving = replace(made.serving, **{key: wishes[key] for key in SERVING if key in wishes})
+    info = _source(made.model, checkpoint)
     planned = make_plan(
-        read_model(made.model),
+        info,
         format=made.format,
         policy=made.policy,
         kv_cache=made.kv_cache,
@@ -88,6 +130,8 @@ def _replan(checkpoint: Path, wishes: dict[str, Any]) -> Plan:
         serving=serving,
         calibration=made.calibration,
     )
+    if info.source != made.model:
+        return require_clean(_as_made(planned, made))
     if planned.model_identity != made.model_identity:
         raise UsageError(
             f"{made.model} is no longer the model that {checkpoint} was made of (its config or headers changed)",
@@ -95,6 +139,34 @@ def _replan(checkpoint: Path, wishes: dict[str, Any]) -> Plan:
             code="TC-401",
         )
     return require_clean(planned)
+
+
+def _source(model: str, checkpoint: Path) -> ModelInfo:
+    """What the checkpoint was made of; where that is not at hand, what its config.json describes.
+
+    People quantize and serve in different containers.
+    """
+    try:
+        return read_model(model)
+    except ToolchainError:
+        if Path(model).is_dir():
+            raise
+    config = {key: value for key, value in read_config(checkpoint).items() if key != "quantization_config"}
+    with tempfile.TemporaryDirectory() as directory:
+        atomic_write_json(Path(directory) / "config.json", config)
+        return read_model(directory)
+
+
+def _as_made(planned: Plan, made: Plan) -> Plan:
+    """``planned`` from the config alone, with what is known of the weights from when the checkpoint was made."""
+    findings = tuple(finding for finding in planned.findings if finding.code != NO_WEIGHTS)
+    return replace(
+        planned,
+        model=made.model,
+        model_identity=made.model_identity,
+        assignments=made.assignments,
+        findings=findings,
+    )
 
 
 def _preview(plan: Plan) -> dict[str, Any]:
@@ -109,10 +181,13 @@ def _preview(plan: Plan) -> dict[str, Any]:
 
 
 def _link_tree(source: Path, target: Path) -> None:
+    """Shards are linked: they are large, and nothing writes them in place. The rest is copied: people edit it."""
     target.mkdir()
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            try:
-                os.link(path, target / path.name)
-            except OSError:
-                shutil.copyfile(path, target / path.name)
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if path.suffix == ".safetensors":
+            with contextlib.suppress(OSError):
+                os.link(path.resolve(), target / path.name)
+                continue
+        shutil.copyfile(path, target / path.name)

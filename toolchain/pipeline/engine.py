@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from toolchain.core.environment import package_versions
 from toolchain.core.errors import FindingsError
-from toolchain.core.files import atomic_write_json, read_json, require_free_bytes, sha256_json
+from toolchain.core.files import atomic_write_json, read_json, require_free_bytes, sha256_file, sha256_json
 from toolchain.core.progress import Progress, Silent
+from toolchain.data.texts import read_texts
+from toolchain.models.reader import resolve_model
+from toolchain.pipeline.inputs import CALIBRATION_FILE, EVALUATION_FILE, model_files, text_identity
 from toolchain.pipeline.request import EngineRequest, make_request_plan
-from toolchain.pipeline.stages import Stage, exclusive, run_stage
+from toolchain.pipeline.settings import build_settings, plan_settings, quantize_settings
+from toolchain.pipeline.stages import Stage, exclusive, refuse_foreign, run_stage
 from toolchain.plan.planner import require_clean
 from toolchain.plan.types import Plan
-
-NUMERIC_PACKAGES = ("torch", "transformers", "nvidia-modelopt", "toolchain")
-"""A change of version of these may change bytes: the stages that they decide run again."""
-EVALUATION_FILE = "evaluation.jsonl"
-"""A model directory may carry held-out text of its own under this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,21 @@ def make_engine(
     force: bool = False,
     progress: Progress | None = None,
 ) -> EngineResult:
-    """Make or refresh the engine in ``directory`` and its Triton repository. Raises PlanRefused before any work."""
+    """Make or refresh the engine in ``directory`` and its Triton repository.
+
+    What can be known to be wrong is refused before any work: PlanRefused, and UsageError for outputs that hold
+    something else and for held-out text that cannot be read.
+    """
+    from toolchain.triton.render import refuse_foreign_repository
+
     progress = progress or Silent()
     plan = require_clean(make_request_plan(request))
     for finding in plan.findings:
         progress.note(str(finding))
+    refuse_foreign(directory, force=force)
+    refuse_foreign_repository(repository, force=force)
+    if request.eval_data:
+        next(iter(read_texts(Path(request.eval_data).expanduser())))
     if not (directory / "checkpoint").exists():
         require_free_bytes(directory, plan.estimates.checkpoint_bytes, what="the engine")
     with exclusive(directory):
@@ -60,22 +71,23 @@ class _Run:
     progress: Progress
 
     def all(self) -> EngineResult:
-        atomic_write_json(self.directory / "plan.json", self.plan.to_json())
-        quantized = self._stage("quantize", self._quantize_settings(), ("checkpoint",), self._quantize)
+        quantized = self._stage("quantize", self._quantize_settings, ("checkpoint",), self._quantize)
         bytes_identity = sha256_json(quantized["outputs"])
         source = {"checkpoint": bytes_identity, "model_identity": self.plan.model_identity}
         stages = {
             "quantize": quantized,
+            # Written after the checkpoint: a request that fails there leaves the engine of the last one whole.
+            "plan": self._stage("plan", plan_settings(self.plan), ("plan.json",), self._write_plan),
             "verify": self._stage("verify", source, ("verify.json",), self._verify),
             "evaluate": self._stage(
                 "evaluate", {**source, **self._data()}, ("metrics.json",), self._evaluate
             ),
             "build": self._stage(
-                "build", self._build_settings(bytes_identity), self._target_files(), self._build
+                "build", build_settings(self.plan, bytes_identity), self._target_files(), self._build
             ),
         }
         manifest = self._manifest(stages)
-        self._triton(manifest)
+        self._triton()
         return EngineResult(
             directory=self.directory, repository=self.repository, plan=self.plan, manifest=manifest
         )
@@ -87,20 +99,35 @@ class _Run:
         stage = Stage(name=name, settings=settings, outputs=paths, run=run)
         return run_stage(self.directory, stage, force=self.force, progress=self.progress)
 
+    def _unfinish(self) -> None:
+        """Called before anything changes that engine.json describes: without it the directory is unfinished."""
+        (self.directory / "engine.json").unlink(missing_ok=True)
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        self._unfinish()
+        atomic_write_json(self.directory / name, value)
+
+    @cached_property
+    def _source(self) -> Path:
+        return resolve_model(self.plan.model)
+
+    @cached_property
+    def _model_files(self) -> dict[str, str]:
+        return model_files(self._source, self.directory / "stages" / "inputs" / "model.json")
+
+    @cached_property
+    def _calibration_hash(self) -> str | None:
+        data = self.plan.calibration.data
+        return text_identity(Path(data) if data else self._source / CALIBRATION_FILE)
+
+    @property
     def _quantize_settings(self) -> dict[str, Any]:
-        versions = package_versions()
-        plan = self.plan
-        return {
-            "model_identity": plan.model_identity,
-            "model": plan.model,
-            "format": plan.format,
-            "policy": plan.policy,
-            "kv_cache": plan.kv_cache,
-            **{f"calibration.{key}": value for key, value in asdict(plan.calibration).items()},
-            "calibration.file": _file_identity(plan.calibration.data, plan.model),
-            "device": self.request.device,
-            **{f"version of {name}": versions.get(name) for name in NUMERIC_PACKAGES},
-        }
+        return quantize_settings(
+            self.plan,
+            device=self.request.device,
+            model_files=self._model_files,
+            calibration_hash=self._calibration_hash,
+        )
 
     def _quantize(self) -> dict[str, Any]:
         from toolchain.quantize.job import quantize
@@ -111,6 +138,7 @@ class _Run:
             device=self.request.device,
             force=True,
             trust_remote_code=self.request.trust_remote_code,
+            on_replace=self._unfinish,
             progress=self.progress,
         )
         return {
@@ -118,14 +146,15 @@ class _Run:
             for key in ("calibration", "seconds", "starved_experts", "device", "tensor_bytes")
         }
 
+    def _write_plan(self) -> dict[str, Any]:
+        self._write("plan.json", self.plan.to_json())
+        return {"effective_bits": self.plan.estimates.effective_bits}
+
     def _verify(self) -> dict[str, Any]:
         from toolchain.checkpoint.audit import audit
-        from toolchain.models.reader import resolve_model
 
-        verdict = audit(
-            self.directory / "checkpoint", against=resolve_model(self.plan.model), progress=self.progress
-        )
-        atomic_write_json(self.directory / "verify.json", verdict.to_json())
+        verdict = audit(self.directory / "checkpoint", against=self._source, progress=self.progress)
+        self._write("verify.json", verdict.to_json())
         if not verdict.passed:
             raise FindingsError(
                 f"the written checkpoint {self.directory / 'checkpoint'} failed its audit",
@@ -136,21 +165,23 @@ class _Run:
         return verdict.facts
 
     def _data(self) -> dict[str, Any]:
-        data = self._evaluation_data()
+        data = self._evaluation_data
         return {
             "data": str(data) if data else None,
-            "data_file": _file_identity(str(data), "") if data else None,
+            "data_file": text_identity(data),
             "tokens": self.request.eval_tokens,
+            "device": self.request.device,
         }
 
+    @cached_property
     def _evaluation_data(self) -> Path | None:
         if self.request.eval_data:
-            return Path(self.request.eval_data)
-        own = Path(self.plan.model) / EVALUATION_FILE
+            return Path(self.request.eval_data).expanduser().resolve()
+        own = self._source / EVALUATION_FILE
         return own if own.is_file() else None
 
     def _evaluate(self) -> dict[str, Any]:
-        data = self._evaluation_data()
+        data = self._evaluation_data
         if data is None:
             self.progress.note(
                 "evaluate: no held-out text (--eval-data): the engine's quality is not measured"
@@ -158,29 +189,18 @@ class _Run:
             metrics: dict[str, Any] = {"measured": False}
         else:
             from toolchain.evaluate.checkpoint import evaluate_checkpoint
-            from toolchain.models.reader import resolve_model
 
             metrics = evaluate_checkpoint(
                 self.directory / "checkpoint",
-                baseline=resolve_model(self.plan.model),
+                baseline=self._source,
                 data=data,
                 max_tokens=self.request.eval_tokens,
                 device=self.request.device,
                 progress=self.progress,
             )
             metrics["measured"] = True
-        atomic_write_json(self.directory / "metrics.json", metrics)
+        self._write("metrics.json", metrics)
         return metrics
-
-    def _build_settings(self, bytes_identity: str) -> dict[str, Any]:
-        plan = self.plan
-        return {
-            "checkpoint": bytes_identity,
-            "target": plan.target,
-            "target_version": plan.target_version,
-            "gpu": plan.gpu,
-            **{f"serving.{key}": value for key, value in asdict(plan.serving).items()},
-        }
 
     def _target_files(self) -> tuple[str, ...]:
         from toolchain.build.bundle import TARGET_FILES
@@ -190,37 +210,47 @@ class _Run:
     def _build(self) -> dict[str, Any]:
         from toolchain.build import write_target_files
 
+        self._unfinish()
         return {"files": [path.name for path in write_target_files(self.directory, self.plan)]}
 
     def _manifest(self, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """engine.json, rewritten only when a stage ran or it is missing: an unchanged engine stays byte-identical."""
+        """engine.json, rewritten only when it says something else: an unchanged engine stays byte-identical."""
         from toolchain.build import write_manifest
 
-        path = self.directory / "engine.json"
-        if path.is_file() and all(record["skipped"] for record in stages.values()):
-            return dict(read_json(path))
         kept = ("settings", "outputs", "seconds", "peak_memory_bytes", "facts")
+        records = {name: {key: record[key] for key in kept} for name, record in stages.items()}
+        path = self.directory / "engine.json"
+        if path.is_file():
+            manifest = read_json(path)
+            if isinstance(manifest, dict) and manifest.get("stages") == records:
+                return manifest
         return write_manifest(
             self.directory,
             self.plan,
-            name=self.directory.name,
+            name=self.directory.resolve().name,
             command=self.command,
-            stages={name: {key: record[key] for key in kept} for name, record in stages.items()},
+            inputs={
+                "model": self._model_files,
+                "calibration": self._calibration_hash,
+                "evaluation": text_identity(self._evaluation_data),
+            },
+            stages=records,
             metrics=stages["evaluate"]["facts"],
         )
 
-    def _triton(self, manifest: dict[str, Any]) -> None:
+    def _triton(self) -> None:
         from toolchain.triton.render import render_repository
 
-        self.progress.note(f"triton: rendering {self.repository}")
-        render_repository(self.directory, self.repository, force=True)
+        def render() -> dict[str, Any]:
+            render_repository(self.directory, self.repository, force=True)
+            return {"repository": str(self.repository)}
 
-
-def _file_identity(data: str, model: str) -> str | None:
-    """Hash of the calibration file(s), so that edited text is noticed; None for a hub data set."""
-    from toolchain.core.files import hash_tree, sha256_file
-
-    path = Path(data) if data else Path(model) / "calibration.jsonl"
-    if path.is_file():
-        return sha256_file(path)
-    return sha256_json(hash_tree(path)) if path.is_dir() else None
+        settings = {
+            "engine": sha256_file(self.directory / "engine.json"),
+            "directory": str(self.directory.resolve()),
+            "repository": str(self.repository.resolve()),
+            "python": sys.executable,
+            "version of toolchain": package_versions().get("toolchain"),
+        }
+        stage = Stage(name="triton", settings=settings, outputs=(self.repository,), run=render)
+        run_stage(self.directory, stage, force=self.force, progress=self.progress)

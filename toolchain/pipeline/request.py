@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from toolchain.core.errors import UsageError
 from toolchain.plan.types import Calibration, Plan, Serving
+
+LEAST = {"calib_samples": 1, "calib_length": 1, "eval_tokens": 2, "seed": 0}
+"""The smallest values that mean something; Python's generators take -1 for 1."""
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,19 @@ class EngineRequest:
     """Text to judge the engine on; None takes the model directory's evaluation.jsonl if there is one."""
     eval_tokens: int = 16_384
 
+    def __post_init__(self) -> None:
+        """UsageError TC-007 for values of another type or range; limits of serving are findings of the plan."""
+        problems = []
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                expected = getattr(kind, "__name__", str(kind))
+                problems.append(f"{_option(name)} is {value!r} (expected {expected})")
+            elif name in LEAST and value < LEAST[name]:
+                problems.append(f"{_option(name)} is {value} (expected at least {LEAST[name]})")
+        if problems:
+            raise UsageError("; ".join(problems), hint="`toolchain engine --help` lists them", code="TC-007")
+
     def engine_name(self) -> str:
         """``<model>-<format>``, with target and GPU when the engine is not the local one."""
         base = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model
@@ -48,8 +68,10 @@ class EngineRequest:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lower()
 
     def calibration(self) -> Calibration:
+        """Paths are made absolute: the plan must mean the same wherever it is read."""
+        local = Path(self.calib_data).expanduser()
         return Calibration(
-            data=self.calib_data,
+            data=str(local.resolve()) if self.calib_data and local.exists() else self.calib_data,
             samples=self.calib_samples,
             length_tokens=self.calib_length,
             seed=self.seed,
@@ -63,7 +85,7 @@ def make_request_plan(request: EngineRequest) -> Plan:
     from toolchain.plan.planner import DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN, make_plan
 
     info = read_model(request.model, trust_remote_code=request.trust_remote_code)
-    length = request.max_seq_len or min(DEFAULT_SEQ_LEN, info.max_position_embeddings)
+    length, batch = request.max_seq_len, request.max_batch_size
     return make_plan(
         info,
         format=request.format,
@@ -73,8 +95,8 @@ def make_request_plan(request: EngineRequest) -> Plan:
         target=request.target,
         target_version=request.trtllm_version,
         serving=Serving(
-            max_batch_size=request.max_batch_size or DEFAULT_BATCH_SIZE,
-            max_seq_len=length,
+            max_batch_size=DEFAULT_BATCH_SIZE if batch is None else batch,
+            max_seq_len=min(DEFAULT_SEQ_LEN, info.max_position_embeddings) if length is None else length,
             tp=request.tp,
             ep=request.ep,
             pp=request.pp,
@@ -89,7 +111,7 @@ def read_spec(path: Path, overrides: dict[str, Any]) -> EngineRequest:
 
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}", code="TC-007") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds {type(value).__name__}, expected a mapping of options", code="TC-007")

@@ -1,13 +1,14 @@
 """Stage records: what a finished stage was asked, what it wrote, and whether that still holds.
 
 ``engines/<name>/stages/<stage>.json`` is written when the stage is complete. A later run skips the stage when the
-settings are equal and every output file has its recorded hash; otherwise it says what changed and runs it again.
+settings are equal and every output file has its recorded hash; otherwise it says what changed and runs it again. The
+record of a stage that failed or was killed stays: it tells by the hashes whether the old output is still there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.environment import peak_memory_bytes
-from toolchain.core.errors import ToolchainError
-from toolchain.core.files import atomic_write_json, hash_tree, read_json, sha256_file
+from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.core.files import atomic_write_json, hash_tree, lock, read_json, sha256_file
 from toolchain.core.progress import Progress
 
 
@@ -39,13 +40,12 @@ def run_stage(directory: Path, stage: Stage, *, force: bool, progress: Progress)
         progress.note(f"{stage.name}: unchanged, skipped")
         return {**read_json(path), "skipped": True}
     progress.note(f"{stage.name}: {reason}")
-    path.unlink(missing_ok=True)
     started = time.monotonic()
     facts = stage.run()
     record = {
         "stage": stage.name,
         "settings": stage.settings,
-        "outputs": _hashes(directory, stage.outputs),
+        "outputs": _hashes(stage.outputs),
         "seconds": round(time.monotonic() - started, 2),
         "peak_memory_bytes": peak_memory_bytes(),
         "facts": facts,
@@ -68,8 +68,7 @@ def _why_run(path: Path, stage: Stage) -> str | None:
         key = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         return f"{key} changed from {_short(before.get(key))} to {_short(stage.settings.get(key))}{more}, running again"
-    root = path.parent.parent
-    if _hashes(root, stage.outputs) != hashes:
+    if _hashes(stage.outputs) != hashes:
         return "its output was changed or removed, running again"
     return None
 
@@ -79,7 +78,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _hashes(root: Path, outputs: tuple[Path, ...]) -> dict[str, str]:
+def _hashes(outputs: tuple[Path, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for output in outputs:
         name = output.name
@@ -90,17 +89,40 @@ def _hashes(root: Path, outputs: tuple[Path, ...]) -> dict[str, str]:
     return found
 
 
+LOCK = ".lock"
+
+
 @contextlib.contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Only one run may write an engine directory; the lock goes with the process, however it ends."""
+    """Only one run may write an engine directory; one that a failed first run leaves empty is removed."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as handle:
+    with (directory / LOCK).open("w") as handle:
+        lock(handle.fileno(), directory)
+        for left in directory.glob(".*.partial"):  # by a run that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ToolchainError(
-                f"{directory} is being written by another run",
-                hint="wait for it, or use another --output",
-                code="TC-008",
-            ) from error
-        yield
+            yield
+        finally:
+            if [path.name for path in directory.iterdir()] == [LOCK]:
+                (directory / LOCK).unlink()
+                directory.rmdir()
+
+
+def refuse_foreign(directory: Path, *, force: bool) -> None:
+    """UsageError when ``directory`` holds something, but no engine nor the beginning of one."""
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"output {directory} is a file, expected a directory", code="TC-004")
+    if (
+        force
+        or not directory.is_dir()
+        or (directory / "engine.json").is_file()
+        or (directory / "stages").is_dir()
+    ):
+        return
+    visible = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+    if visible:
+        raise UsageError(
+            f"output directory {directory} is not empty and no engine (it holds {', '.join(visible[:3])})",
+            hint="choose another --output, or pass --force to write the engine into it",
+            code="TC-004",
+        )

@@ -9,6 +9,7 @@ import contextlib
 import io
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from torch import nn
 
 from toolchain.core.environment import package_versions, peak_memory_bytes
 from toolchain.core.errors import ToolchainError
-from toolchain.core.files import atomic_directory, atomic_write_json, hash_tree, require_free_bytes
+from toolchain.core.files import (
+    atomic_directory,
+    atomic_write_json,
+    hash_tree,
+    refuse_to_replace_source,
+    require_free_bytes,
+)
 from toolchain.core.progress import Progress, Silent
 from toolchain.families import Family, get_family
 from toolchain.formats import get_format
@@ -51,12 +58,17 @@ def quantize(
     dtype: torch.dtype | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    on_replace: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Quantize ``plan.model`` into ``output`` and return the manifest (also written there as quantize.json)."""
+    """Quantize ``plan.model`` into ``output`` and return the manifest (also written there as quantize.json).
+
+    ``on_replace`` is called when all is written, just before ``output`` appears or its old content is replaced.
+    """
     progress = progress or Silent()
+    refuse_to_replace_source(output, resolve_model(plan.model))
     require_free_bytes(output, plan.estimates.checkpoint_bytes, what="the quantized checkpoint")
-    with atomic_directory(output, force=force) as directory:
+    with atomic_directory(output, force=force, on_replace=on_replace) as directory:
         done = calibrate(
             plan, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress
         )

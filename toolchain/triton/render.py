@@ -15,6 +15,7 @@ from toolchain.triton.engine_dir import EngineDir, read_engine_dir
 from toolchain.triton.lint import lint_repository
 
 TEMPLATES = Path(__file__).parent / "templates"
+HEADING = "# Rendered by `toolchain triton`"
 CANCELLATION_CHECK_PERIOD_MS = 100
 """How often running requests are asked whether their client has gone; the default of the llmapi model."""
 
@@ -62,6 +63,21 @@ def render_repository(
                 f"the rendered repository of {engine.name} is not valid", problems, code="TC-602"
             )
     return output
+
+
+def refuse_foreign_repository(output: Path, *, force: bool) -> None:
+    """UsageError when ``output`` holds anything but a repository that was rendered here: it would be replaced."""
+    if force or not output.exists():
+        return
+    config = output / MODEL_NAME / "config.pbtxt"
+    names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
+    ours = config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(HEADING)
+    if names and not (ours and names == {MODEL_NAME}):
+        raise UsageError(
+            f"{output} is no Triton repository that was rendered here (it holds {', '.join(sorted(names)[:3])})",
+            hint="choose another directory for the repository, or pass --force to replace it",
+            code="TC-004",
+        )
 
 
 def _write_local(engine: EngineDir, model_dir: Path, seen: Path, python: str, ready_timeout_s: int) -> None:
@@ -121,7 +137,7 @@ def _model_config() -> Any:
 def _write_config(config: Any, engine: EngineDir, model_dir: Path) -> None:
     from google.protobuf import text_format
 
-    heading = f"# Rendered by `toolchain triton` for engine {engine.name} (target {engine.target}).\n"
+    heading = f"{HEADING} for engine {engine.name} (target {engine.target}).\n"
     (model_dir / "config.pbtxt").write_text(heading + text_format.MessageToString(config), encoding="utf-8")
 
 

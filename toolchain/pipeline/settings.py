@@ -1,0 +1,52 @@
+"""What decides the output of each stage: a changed setting is named, and the stages that depend on it run again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from toolchain.core.environment import package_versions
+from toolchain.core.files import sha256_json
+from toolchain.plan.types import Plan
+
+NUMERIC_PACKAGES = ("torch", "transformers", "nvidia-modelopt", "toolchain")
+"""A change of version of these may change bytes."""
+
+
+def quantize_settings(
+    plan: Plan, *, device: str, model_files: dict[str, str], calibration_hash: str | None
+) -> dict[str, Any]:
+    """Model, format and calibration; nothing of serving, so that other limits do not quantize again."""
+    versions = package_versions()
+    return {
+        "model": plan.model,
+        "model_identity": plan.model_identity,
+        **{f"model file {name}": digest for name, digest in model_files.items()},
+        "format": plan.format,
+        "policy": plan.policy,
+        "kv_cache": plan.kv_cache,
+        **{f"calibration.{key}": value for key, value in asdict(plan.calibration).items()},
+        "calibration.file": calibration_hash,
+        "device": device,
+        **{f"version of {name}": versions.get(name) for name in NUMERIC_PACKAGES},
+    }
+
+
+def plan_settings(plan: Plan) -> dict[str, Any]:
+    """All of the plan: the request key by key, what was computed from it as one hash."""
+    value = plan.to_json()
+    arithmetic = sha256_json([value.pop(key) for key in ("assignments", "estimates", "findings")])
+    groups = {key: value.pop(key) for key in ("serving", "calibration")}
+    flat = {f"{group}.{key}": item for group, items in groups.items() for key, item in items.items()}
+    return {**value, **flat, "arithmetic": arithmetic}
+
+
+def build_settings(plan: Plan, bytes_identity: str) -> dict[str, Any]:
+    """``bytes_identity``: hash over the checkpoint's files."""
+    return {
+        "checkpoint": bytes_identity,
+        "target": plan.target,
+        "target_version": plan.target_version,
+        "gpu": plan.gpu,
+        **{f"serving.{key}": value for key, value in asdict(plan.serving).items()},
+    }
