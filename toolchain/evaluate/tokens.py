@@ -23,6 +23,12 @@ def encode_samples(tokenizer: Any, samples: Iterable[Sample], *, max_tokens: int
     corpora; conversations carry the special tokens of their chat template. BOS is put before every window
     later.
     """
+    if window < 2 or max_tokens < 2:
+        raise UsageError(
+            f"cannot evaluate {max_tokens} tokens with window {window}",
+            hint="both must be at least 2",
+            code="TC-523",
+        )
     tokens: list[int] = []
     for sample in samples:
         if tokens and tokenizer.eos_token_id is not None:

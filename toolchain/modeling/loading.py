@@ -19,7 +19,7 @@ from torch import nn
 from toolchain.checkpoint.quant_config import read_quant_config
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.codecs import Codec, get_codec
-from toolchain.core.errors import ToolchainError
+from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import read_json
 from toolchain.families import Family, get_family
 from toolchain.modeling.experts import unfuse_experts
@@ -30,10 +30,26 @@ ALWAYS = "bf16"
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is the first CUDA device if there is one, else the CPU."""
+    """``auto`` is the first CUDA device if there is one, else the CPU. UsageError for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N", code="TC-507"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N", code="TC-507"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices",
+            hint="use --device cpu, or run where a GPU is",
+            code="TC-507",
+        )
+    return device
 
 
 def load_source(

@@ -21,6 +21,7 @@ from toolchain.core.errors import UsageError
 from toolchain.core.files import sha256_json
 from toolchain.data.hub import read_hub_texts
 from toolchain.data.texts import JSONL_SUFFIXES, TEXT_SUFFIXES, Sample, read_texts
+from toolchain.models.config import read_config, text_config
 from toolchain.plan.types import Calibration
 
 DEFAULT_FILE = "calibration.jsonl"
@@ -40,10 +41,8 @@ class CalibrationSet:
 
 def load_calibration(settings: Calibration, model_directory: Path) -> CalibrationSet:
     """Token batches for ``settings``. UsageError when the source does not exist or gives too few tokens."""
-    from transformers import AutoTokenizer
-
     source = settings.data or _own_data(model_directory)
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    tokenizer = _tokenizer(model_directory)
     template = tokenizer.chat_template if settings.chat_template else None
     if settings.chat_template and not template:
         raise UsageError(
@@ -51,6 +50,7 @@ def load_calibration(settings: Calibration, model_directory: Path) -> Calibratio
         )
     texts = (_text(sample, tokenizer, use_template=settings.chat_template) for sample in _samples(source))
     tokens = _pack(texts, tokenizer, settings, source)
+    _refuse_unknown_ids(tokens, model_directory)
     identity = {
         "source": source,
         "samples": len(tokens),
@@ -60,6 +60,32 @@ def load_calibration(settings: Calibration, model_directory: Path) -> Calibratio
         "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
     }
     return CalibrationSet(tokens=tokens, identity=identity)
+
+
+def _tokenizer(model_directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{model_directory} has no usable tokenizer: {' '.join(str(error).split())[:300]}",
+            hint="put tokenizer.json and tokenizer_config.json of the model beside its config.json",
+            code="TC-207",
+        ) from error
+
+
+def _refuse_unknown_ids(tokens: torch.Tensor, model_directory: Path) -> None:
+    """An id without an embedding would end in an index error, on a GPU in a lost CUDA context."""
+    vocab_size = text_config(read_config(model_directory)).get("vocab_size")
+    largest = int(tokens.max())
+    if isinstance(vocab_size, int) and largest >= vocab_size:
+        raise UsageError(
+            f"the tokenizer gives token {largest}, the model's embedding ends at {vocab_size - 1} "
+            f"(vocab_size {vocab_size})",
+            hint="this tokenizer belongs to another model: put the right one beside config.json",
+            code="TC-207",
+        )
 
 
 def _own_data(model_directory: Path) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.core.errors import ToolchainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,23 +23,9 @@ enough to bound memory and the pause that a new prompt makes in the answers that
 
 def resolve_device(name: str) -> torch.device:
     """``auto``: the GPU if there is one, else the CPU. Raises UsageError for a device that is not there."""
-    import torch
+    from toolchain.modeling.loading import pick_device
 
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N", code="TC-507"
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices",
-            hint="use --device cpu, or run where a GPU is",
-            code="TC-507",
-        )
-    return device
+    return pick_device(name)
 
 
 def load_model(
