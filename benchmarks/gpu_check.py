@@ -1,0 +1,164 @@
+"""Everything that runs on a GPU, on the GPU: quantize -> export -> verify -> local runtime, compared with the CPU.
+
+    make gpu-check            (or: python benchmarks/gpu_check.py [--device cuda] [--model DIR])
+
+Needs an NVIDIA GPU, PyTorch with CUDA, transformers 5 and ModelOpt; no build step, no network. Writes
+``benchmarks/results/gpu-<name of the GPU>.json`` and exits 1 when a comparison fails. Without ``--model`` a random
+Qwen3-MoE of 90M parameters is made. For each format:
+
+* CUDA and CPU each quantize the same model with the same tokens. Scales come from maxima of bf16 activations, whose
+  matmuls round differently, so weights must be equal bit for bit and input scales within 2 %.
+* The checkpoint made on CUDA passes the audit, and runs on CUDA and on the CPU: logits are compared in float32.
+* Seconds of calibration, export and of one forward pass, and peak GPU memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+FORMATS = ("fp8", "nvfp4", "int4_awq")
+LOGIT_TOLERANCE = 2e-3
+"""Relative RMS between devices in float32: different summation orders, and the few activations that they tip over a
+rounding boundary."""
+SCALE_TOLERANCE = 0.02
+
+
+def quantized(source: Path, format_name: str, device: str, output: Path) -> dict[str, Any]:
+    """Quantize on ``device``; returns the manifest's figures."""
+    from toolchain.models.reader import read_model
+    from toolchain.plan.planner import make_plan, require_clean
+    from toolchain.plan.types import Calibration
+    from toolchain.quantize.job import quantize
+
+    plan = require_clean(
+        make_plan(
+            read_model(str(source)),
+            format=format_name,
+            policy="all-linear",
+            kv_cache="none" if format_name == "int4_awq" else "fp8",
+            calibration=Calibration(data="", samples=32, length_tokens=512),
+        )
+    )
+    return quantize(plan, output, device=device)
+
+
+def compare_bytes(left: Path, right: Path) -> dict[str, Any]:
+    """Share of equal packed weights and the largest relative difference of scales between two checkpoints."""
+    from toolchain.checkpoint.reader import CheckpointReader
+
+    ours, theirs = CheckpointReader(left), CheckpointReader(right)
+    different = total = 0
+    worst = 0.0
+    for name, info in ours.infos.items():
+        a, b = ours.get(name), theirs.get(name)
+        if name.endswith("scale") and info.dtype == "F32" or name.endswith("scale_2"):
+            worst = max(worst, float(((a - b).abs() / b.abs()).max()))
+        elif name.endswith(".weight"):
+            different += int((a.float() != b.float()).sum())
+            total += a.numel()
+    return {"weights_different": different / total, "scale_worst_relative": worst}
+
+
+def run(checkpoint: Path, device: str, tokens: Any) -> tuple[Any, float]:
+    """Float32 logits on the CPU, and the seconds of a second forward pass."""
+    import torch
+
+    from toolchain.modeling.loading import load_checkpoint
+
+    model = load_checkpoint(checkpoint, device=torch.device(device), dtype=torch.float32)
+    with torch.no_grad():
+        model(tokens.to(device))
+        _wait(device)
+        started = time.perf_counter()
+        logits = model(tokens.to(device)).logits
+        _wait(device)
+    return logits.float().cpu(), time.perf_counter() - started
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def check_format(source: Path, format_name: str, device: str, folder: Path) -> dict[str, Any]:
+    """All comparisons of one format; ``problems`` lists what failed."""
+    import torch
+
+    from toolchain.checkpoint.audit import audit
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    there = quantized(source, format_name, device, folder / f"{format_name}-gpu")
+    peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else 0
+    here = quantized(source, format_name, "cpu", folder / f"{format_name}-cpu")
+    verdict = audit(folder / f"{format_name}-gpu", against=source)
+    bytes_compared = compare_bytes(folder / f"{format_name}-gpu", folder / f"{format_name}-cpu")
+    tokens = torch.randint(4, 260, (4, 256), generator=torch.Generator().manual_seed(0))
+    gpu_logits, gpu_seconds = run(folder / f"{format_name}-gpu", device, tokens)
+    cpu_logits, cpu_seconds = run(folder / f"{format_name}-gpu", "cpu", tokens)
+    error = float((gpu_logits - cpu_logits).norm() / cpu_logits.norm())
+    problems = [str(finding) for finding in verdict.findings if finding.severity == "error"]
+    if format_name != "int4_awq" and bytes_compared["weights_different"] > 0:
+        problems.append(f"{bytes_compared['weights_different']:.2%} of the packed weights differ from the CPU's")
+    if format_name != "int4_awq" and bytes_compared["scale_worst_relative"] > SCALE_TOLERANCE:
+        problems.append(f"scales differ by up to {bytes_compared['scale_worst_relative']:.2%}")
+    if not error <= LOGIT_TOLERANCE:
+        problems.append(f"logits differ by {error:.2e} relative RMS, tolerance {LOGIT_TOLERANCE:.0e}")
+    return {
+        "problems": problems,
+        "logits_relative_rms": error,
+        **bytes_compared,
+        "seconds": {
+            "gpu": there["seconds"],
+            "cpu": here["seconds"],
+            "forward_gpu": gpu_seconds,
+            "forward_cpu": cpu_seconds,
+        },
+        "peak_gpu_bytes": peak,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--model", type=Path, help="A model directory with calibration.jsonl. Default: a random one.")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    import torch
+
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        sys.stderr.write("no CUDA device here: nothing was checked, nothing was written\n")
+        return 1
+    from benchmarks.ptq_cpu import make_model
+    from toolchain.core.environment import package_versions
+
+    name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu"
+    result: dict[str, Any] = {"device": name, "versions": package_versions(), "formats": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        source = options.model or Path(folder) / "model"
+        if options.model is None:
+            make_model(source, "bfloat16")
+        for format_name in FORMATS:
+            result["formats"][format_name] = check_format(source, format_name, options.device, Path(folder))
+            print(format_name, json.dumps(result["formats"][format_name]), flush=True)
+    failed = [name for name, found in result["formats"].items() if found["problems"]]
+    result["passed"] = not failed
+    options.output.mkdir(parents=True, exist_ok=True)
+    target = options.output / f"gpu-{name.lower().replace(' ', '-')}.json"
+    target.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{'passed' if not failed else f'FAILED: {failed}'}; written to {target}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
