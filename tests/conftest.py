@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,13 +48,58 @@ def toolchain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return run
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """An engine that `toolchain engine` made of a tiny model, all of it below ``root``."""
+
+    root: Path
+
+    @property
+    def source(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def texts(self) -> Path:
+        return self.root / "texts.txt"
+
+    @property
+    def engine(self) -> Path:
+        return self.root / "engine"
+
+    @property
+    def repository(self) -> Path:
+        return self.root / "repository"
+
+    @property
+    def command(self) -> tuple[object, ...]:
+        """What made it; ends with --output and --triton-output."""
+        texts = ("--calib-data", self.texts, "--calib-samples", 8, "--calib-length", 64, "--eval-tokens", 256)
+        where = ("--output", self.engine, "--triton-output", self.repository)
+        return ("engine", self.source, "--format", "nvfp4", *texts, *where)
+
+    def copy_to(self, root: Path) -> Made:
+        shutil.copytree(self.root, root, dirs_exist_ok=True)
+        return Made(root=root)
+
+
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of text to calibrate on."""
-    directory = tmp_path_factory.mktemp("texts")
+def made(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """An NVFP4 engine for the local target. Read only: copy it before changing it."""
+    from toolchain.cli.main import main
+
+    found = Made(root=tmp_path_factory.mktemp("made"))
+    shutil.copytree(tiny("qwen3_moe"), found.source)
     lines = [f"def f{i}(x):\n    return x * {i} + {i % 7}  # {i:b}\n" for i in range(60)]
-    (directory / "code.txt").write_text("".join(lines))
-    return directory
+    found.texts.write_text("".join(lines))
+    held_out = "".join(line.replace("def f", "def g") for line in lines[:20])
+    (found.source / "evaluation.jsonl").write_text(json.dumps({"text": held_out}) + "\n")
+    words = [str(word) for word in found.command]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["toolchain", *words])
+        with pytest.raises(SystemExit) as end:
+            main(words)
+    assert not end.value.code
+    return found
 
 
 @pytest.fixture(scope="session")
