@@ -1,18 +1,22 @@
-"""Write docs/cli.md from the help texts; ``--check`` fails when it is stale."""
+"""Write docs/cli.md and the generated tables of README.md; ``--check`` fails when one of them is stale."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import click
 
 from toolchain.cli.main import COMMANDS, cli
+from toolchain.formats import FORMATS
+from toolchain.targets import TRTLLM, SupportRow, support_table
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = (
     "# Command line\n\nGenerated from the help texts by `make docs`; `make check` fails when it is stale.\n"
 )
+GPUS = ("a100", "l40s", "h100", "h200", "b200", "b300", "rtx5090")
 
 
 def sections(command: click.Command, names: list[str]) -> list[str]:
@@ -39,15 +43,54 @@ def cli_reference() -> str:
     return "\n".join(parts)
 
 
+def support() -> str:
+    """Formats x targets x GPUs: target trtllm in its default and its newest release; local runs everything anywhere."""
+    lines = []
+    for version in (TRTLLM.default_version, TRTLLM.versions[-1]):
+        rows = {
+            (row.format, row.model, row.gpu): row
+            for row in support_table(version=version)
+            if row.target == "trtllm"
+        }
+        lines += [f"| TensorRT-LLM {version} | {' | '.join(GPUS)} |", f"|---|{'---|' * len(GPUS)}"]
+        for item in FORMATS:
+            for model in ("moe", "dense"):
+                cells = [_cell(rows[item.name, model, gpu]) for gpu in GPUS]
+                lines.append(
+                    f"| {item.name} ({item.bits_per_weight():.2f} bits), {model} | {' | '.join(cells)} |"
+                )
+        lines.append("")
+    lines.append(
+        "The word in a cell is the `moe_config.backend` that is written; *limited* runs with a note, `-` is refused at "
+        "plan time with the nearest thing that works (`toolchain support` has notes and evidence). Target `local` runs "
+        "every format on any CPU or GPU with PyTorch, with the exact values of the format, at the speed of PyTorch."
+    )
+    return "\n".join(lines)
+
+
+def _cell(row: SupportRow) -> str:
+    if row.state == "no":
+        return "-"
+    return " ".join(
+        part for part in (row.backend or "yes", "(limited)" if row.state == "limited" else "") if part
+    )
+
+
+def readme() -> str:
+    """README.md with its generated parts renewed."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pattern = r"(<!-- generated: support -->\n).*?(<!-- /generated -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{support()}\n{found[2]}", text, flags=re.DOTALL)
+
+
 def main() -> int:
-    path = ROOT / "docs" / "cli.md"
-    wanted = cli_reference()
-    if "--check" in sys.argv:
-        if not path.is_file() or path.read_text(encoding="utf-8") != wanted:
+    wanted = {ROOT / "docs" / "cli.md": cli_reference(), ROOT / "README.md": readme()}
+    for path, text in wanted.items():
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             sys.stderr.write(f"{path.relative_to(ROOT)} is stale: run `make docs`\n")
             return 1
-        return 0
-    path.write_text(wanted, encoding="utf-8")
     return 0
 
 
