@@ -23,6 +23,10 @@ FILE = "hf_quant_config.json"
 MIXED = "MIXED_PRECISION"
 
 
+TIED_HEAD = "lm_head"
+"""Excluded by name also when it has no tensor of its own, as ModelOpt's exporter does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantConfig:
     quant_algo: str | None

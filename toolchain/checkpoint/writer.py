@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolchain.core.errors import ToolchainError
 from toolchain.core.files import atomic_write_json
 
 if TYPE_CHECKING:
@@ -46,12 +47,19 @@ def write_shards(
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # Views into one storage (experts of a fused parameter) must be written as tensors of their own.
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"}
-    )
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(own, path, {"format": "pt"})
+    except SafetensorError as error:
+        raise ToolchainError(
+            f"{path} cannot be written: {error}",
+            hint="check the space and the limits of its file system",
+            code="TC-002",
+        ) from error
 
 
 def _name_shards(directory: Path, written: list[tuple[Path, list[str]]], total: int) -> None:

@@ -158,7 +158,7 @@ def require_free_bytes(path: Path, needed_bytes: int, *, what: str) -> None:
     free = shutil.disk_usage(probe).free
     if free < needed_bytes:
         raise ToolchainError(
-            f"{what} needs {needed_bytes / GIB:.2f} GiB but {probe} has {free / GIB:.2f} GiB free",
+            f"{what} needs {needed_bytes / GIB:.3g} GiB but {probe} has {free / GIB:.3g} GiB free",
             hint="free some space or choose an --output on a larger disk",
             code="TC-005",
         )

@@ -9,11 +9,12 @@ from typing import Any
 from toolchain.core.errors import UsageError
 from toolchain.core.progress import Progress, Silent
 from toolchain.data.texts import read_texts
+from toolchain.data.tokenizer import load_tokenizer
 from toolchain.evaluate.compare import Metrics, compare_models
 from toolchain.evaluate.perplexity import perplexity
 from toolchain.evaluate.tokens import begin_token, encode_samples, token_hash
 from toolchain.runtime.location import locate
-from toolchain.runtime.model import load_model, load_tokenizer, resolve_device
+from toolchain.runtime.model import load_model, resolve_device
 
 
 def evaluate_checkpoint(

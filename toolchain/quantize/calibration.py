@@ -21,6 +21,7 @@ from toolchain.core.errors import UsageError
 from toolchain.core.files import sha256_json
 from toolchain.data.hub import read_hub_texts
 from toolchain.data.texts import JSONL_SUFFIXES, TEXT_SUFFIXES, Sample, read_texts
+from toolchain.data.tokenizer import load_tokenizer
 from toolchain.models.config import read_config, text_config
 from toolchain.plan.types import Calibration
 
@@ -42,7 +43,7 @@ class CalibrationSet:
 def load_calibration(settings: Calibration, model_directory: Path) -> CalibrationSet:
     """Token batches for ``settings``. UsageError when the source does not exist or gives too few tokens."""
     source = settings.data or _own_data(model_directory)
-    tokenizer = _tokenizer(model_directory)
+    tokenizer = load_tokenizer(model_directory)
     template = tokenizer.chat_template if settings.chat_template else None
     if settings.chat_template and not template:
         raise UsageError(
@@ -60,19 +61,6 @@ def load_calibration(settings: Calibration, model_directory: Path) -> Calibratio
         "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
     }
     return CalibrationSet(tokens=tokens, identity=identity)
-
-
-def _tokenizer(model_directory: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model_directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{model_directory} has no usable tokenizer: {' '.join(str(error).split())[:300]}",
-            hint="put tokenizer.json and tokenizer_config.json of the model beside its config.json",
-            code="TC-207",
-        ) from error
 
 
 def _refuse_unknown_ids(tokens: torch.Tensor, model_directory: Path) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from toolchain.checkpoint.quant_config import (
     FILE,
+    TIED_HEAD,
     QuantConfig,
     render_flat,
     render_legacy,
@@ -100,7 +101,7 @@ class Exporter:
 
         found = get_format(self.plan.format)
         taken = set(quantized)
-        excludable = [name for name in self._modules() if name not in taken]
+        excludable = [name for name in (*self._modules(), *self._tied_head()) if name not in taken]
         legacy = render_legacy(
             QuantConfig(
                 quant_algo=found.quant_algo,
@@ -113,6 +114,12 @@ class Exporter:
         atomic_write_json(directory / FILE, legacy)
         config = {**read_json(self.source / "config.json"), "quantization_config": render_flat(legacy)}
         atomic_write_json(directory / "config.json", config)
+
+    def _tied_head(self) -> tuple[str, ...]:
+        """A head that shares the embedding's weight is no tensor here, but runtimes build a module for it."""
+        config: Any = self.model.config
+        tied = config.get_text_config().tie_word_embeddings
+        return (TIED_HEAD,) if tied and f"{TIED_HEAD}.weight" not in self.reader.infos else ()
 
     def _linear_like(self, names: list[str]) -> list[str]:
         """Matrices that a runtime could take for a Linear; norms have none, everything else is listed."""

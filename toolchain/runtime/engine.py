@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.data.tokenizer import load_tokenizer
 from toolchain.runtime.detokenize import Detokenizer, special_ids
 from toolchain.runtime.location import Limits, locate, resolve_limits
-from toolchain.runtime.model import Runner, end_ids, load_model, load_tokenizer, resolve_device
+from toolchain.runtime.model import Runner, end_ids, load_model, resolve_device
 from toolchain.runtime.request import OnChunk, OnError, Request, RequestHandle
 from toolchain.runtime.scheduler import Scheduler
 from toolchain.runtime.types import Chunk, Completion, SamplingParams

@@ -49,20 +49,6 @@ def load_model(
         ) from error
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer beside the checkpoint. Remote code stays off."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ToolchainError(
-            f"no usable tokenizer in {directory}: {error}",
-            hint="copy tokenizer.json and tokenizer_config.json of the source model there",
-            code="TC-502",
-        ) from error
-
-
 def end_ids(directory: Path, config: Any, tokenizer: Any) -> frozenset[int]:
     """All ids that end an answer: generation_config.json, else config.json, else the tokenizer."""
     from toolchain.core.files import read_json

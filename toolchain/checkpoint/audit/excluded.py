@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolchain.checkpoint.audit.subject import KV_SUFFIXES, Subject
-from toolchain.checkpoint.quant_config import FILE, MIXED, parse_quant_config
+from toolchain.checkpoint.quant_config import FILE, MIXED, TIED_HEAD, parse_quant_config
 from toolchain.core.findings import Finding
 from toolchain.core.roles import Role
+from toolchain.models.config import text_config
 
 
 def exclude_list(subject: Subject) -> Iterator[Finding]:
@@ -28,8 +29,9 @@ def exclude_list(subject: Subject) -> Iterator[Finding]:
                 message=f"keeps {subject.modules[module]['weight'].dtype}, but exclude_modules does not name it",
                 hint="runtimes would read these bytes as quantized",
             )
+    tied = (TIED_HEAD,) if text_config(subject.config).get("tie_word_embeddings") else ()
     for pattern in quant.exclude_modules:
-        if not any(_matches(subject, pattern, module) for module in subject.plain):
+        if not any(_matches(subject, pattern, module) for module in (*subject.plain, *tied)):
             yield Finding(
                 code="TC-317",
                 where=f"{FILE}: {pattern}",
