@@ -77,7 +77,7 @@ def test_logits_agree_with_the_model_that_modelopt_fake_quantized(
         ours, theirs = model(tokens).logits, done.model(tokens).logits
         plain = load_source(tiny("llama"), device=CPU, dtype=torch.float32)(tokens).logits
     quantization_error = (theirs - plain).norm()
-    assert (ours - theirs).norm() < 0.2 * quantization_error
+    assert (ours - theirs).norm() < 0.05 * quantization_error
     different = 0.0
     for name, module in done.model.named_modules():
         quantizer: Any = getattr(module, "weight_quantizer", None)
@@ -216,6 +216,6 @@ def test_a_source_with_a_missing_expert_is_refused(tiny: Tiny, tmp_path: Path) -
     tensors = load_file(source / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".experts.3." not in name}
     save_file(kept, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ToolchainError, match="cannot load|missing"):
+    with pytest.raises(ToolchainError, match=r"does not hold|cannot load"):
         quantize(plan_for(source, "fp8"), tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
