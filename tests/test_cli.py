@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 
-from tests.conftest import Ran
+from tests.conftest import Made, Ran
 from toolchain.cli.main import COMMANDS, cli
 from toolchain.core.codes import CODES
 
@@ -285,3 +285,28 @@ def test_an_engine_may_be_given_by_its_name(
     for command in (["triton"], ["serve"], ["bench"]):
         error = toolchain(*command, "mine", "--json").json["error"]
         assert error["code"] == "TC-611" and "engines/mine" in error["message"]
+
+
+def test_serve_says_at_once_where_it_serves(
+    toolchain: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts read one line of JSON from a command that goes on running."""
+
+    class Server:
+        http_url, grpc_url, metrics_url = "http://127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:3/metrics"
+
+    def serve(*arguments: Any, **_: Any) -> None:
+        arguments[3](Server())
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("toolchain.triton.serve.serve_engine", serve)
+    ran = toolchain("serve", made.engine, "--json")
+    assert json.loads(ran.out) == {
+        "http": Server.http_url,
+        "grpc": Server.grpc_url,
+        "metrics": Server.metrics_url,
+    }
+    assert ran.out.count("\n") == 1
+    assert ran.status == 130 and "interrupted" in ran.err and "Traceback" not in ran.err
+    assert (tmp_path / "triton_repo" / "engine" / "tensorrt_llm" / "config.pbtxt").is_file()
