@@ -77,7 +77,7 @@ def test_logits_agree_with_the_model_that_modelopt_fake_quantized(
         ours, theirs = model(tokens).logits, done.model(tokens).logits
         plain = load_source(tiny("llama"), device=CPU, dtype=torch.float32)(tokens).logits
     quantization_error = (theirs - plain).norm()
-    assert (ours - theirs).norm() < 0.05 * quantization_error
+    assert (ours - theirs).norm() < 0.15 * quantization_error
     different = 0.0
     for name, module in done.model.named_modules():
         quantizer: Any = getattr(module, "weight_quantizer", None)
