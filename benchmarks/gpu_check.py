@@ -59,7 +59,7 @@ def compare_bytes(left: Path, right: Path) -> dict[str, Any]:
     worst = 0.0
     for name, info in ours.infos.items():
         a, b = ours.get(name), theirs.get(name)
-        if name.endswith("scale") and info.dtype == "F32" or name.endswith("scale_2"):
+        if (name.endswith("scale") and info.dtype == "F32") or name.endswith("scale_2"):
             worst = max(worst, float(((a - b).abs() / b.abs()).max()))
         elif name.endswith(".weight"):
             different += int((a.float() != b.float()).sum())
@@ -109,7 +109,9 @@ def check_format(source: Path, format_name: str, device: str, folder: Path) -> d
     error = float((gpu_logits - cpu_logits).norm() / cpu_logits.norm())
     problems = [str(finding) for finding in verdict.findings if finding.severity == "error"]
     if format_name != "int4_awq" and bytes_compared["weights_different"] > 0:
-        problems.append(f"{bytes_compared['weights_different']:.2%} of the packed weights differ from the CPU's")
+        problems.append(
+            f"{bytes_compared['weights_different']:.2%} of the packed weights differ from the CPU's"
+        )
     if format_name != "int4_awq" and bytes_compared["scale_worst_relative"] > SCALE_TOLERANCE:
         problems.append(f"scales differ by up to {bytes_compared['scale_worst_relative']:.2%}")
     if not error <= LOGIT_TOLERANCE:
@@ -129,9 +131,13 @@ def check_format(source: Path, format_name: str, device: str, folder: Path) -> d
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--model", type=Path, help="A model directory with calibration.jsonl. Default: a random one.")
+    parser.add_argument(
+        "--model", type=Path, help="A model directory with calibration.jsonl. Default: a random one."
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     import torch

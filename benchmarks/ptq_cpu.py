@@ -72,7 +72,9 @@ def plain(directory: Path, format_name: str) -> float:
     from toolchain.quantize import backend
     from toolchain.quantize.calibration import load_calibration
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", experts_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype="auto", experts_implementation="eager"
+    ).eval()
     data = load_calibration(Calibration(data="", samples=SAMPLES, length_tokens=LENGTH), directory)
     config = copy.deepcopy(getattr(mtq, PRESETS[format_name]))
     backend.register()
@@ -127,7 +129,12 @@ def main() -> None:
         return
     from toolchain.core.environment import package_versions
 
-    result: dict[str, Any] = {"config": CONFIG, "samples": SAMPLES, "length_tokens": LENGTH, "dtype": options.dtype}
+    result: dict[str, Any] = {
+        "config": CONFIG,
+        "samples": SAMPLES,
+        "length_tokens": LENGTH,
+        "dtype": options.dtype,
+    }
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
         result["parameters"] = make_model(directory, options.dtype)
@@ -139,7 +146,12 @@ def main() -> None:
                 print(f"{format_name} round {number + 1}: {pair}", flush=True)
                 rounds.append(pair)
             ratio = statistics.median(pair["ratio"] for pair in rounds)
-            result[format_name] = {"rounds": rounds, "ratio_median": ratio, "target": target, "met": ratio <= target}
+            result[format_name] = {
+                "rounds": rounds,
+                "ratio_median": ratio,
+                "target": target,
+                "met": ratio <= target,
+            }
             print(f"{format_name}: median ratio ours/plain {ratio:.2f}, target at most {target}")
     result["versions"] = package_versions()
     RESULT.parent.mkdir(exist_ok=True)

@@ -189,7 +189,10 @@ def test_samples_are_joined_with_the_end_token(tiny: Tiny) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny("llama"))
     tokens = encode_samples(tokenizer, ["ab", [{"role": "user", "content": "c"}]], max_tokens=100, window=10)
     assert tokenizer.decode(tokens) == "ab</s><|im_start|>user\nc<|im_end|>\n"
-    assert encode_samples(tokenizer, ["abcdef"], max_tokens=3, window=3) == tokens[:2] + tokenizer("c")["input_ids"]
+    assert (
+        encode_samples(tokenizer, ["abcdef"], max_tokens=3, window=3)
+        == tokens[:2] + tokenizer("c")["input_ids"]
+    )
     assert begin_token(tokenizer) is None
 
 
