@@ -47,6 +47,9 @@ class Format:
     out_multiple: int = 1
     equal_in_fused: tuple[str, ...] = ()
     """Scales that must be equal in q/k/v and in gate/up, because runtimes fuse those into one matmul."""
+    requantized_in_fused: bool = False
+    """True when runtimes mend unequal scales in a fused matmul: they take the largest and requantize the others, which
+    costs accuracy. False: they assert equality, or silently use one scale for all."""
     moe_default_policy: str = "experts-only"
     """Policy preset that is the default for a mixture-of-experts model."""
 

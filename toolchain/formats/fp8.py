@@ -17,5 +17,6 @@ FP8 = Format(
         Stored(suffix="input_scale", dtype="F32", shape=scalar, scale=True),
     ),
     equal_in_fused=("weight_scale", "input_scale"),
+    requantized_in_fused=True,
     moe_default_policy="all-linear",
 )

@@ -72,13 +72,20 @@ def fused_scales(subject: Subject) -> Iterator[Finding]:
                     continue
                 ours, theirs = (subject.reader.get(name) for name in names)
                 if not torch.equal(ours, theirs):
-                    values = f"{float(theirs.float().max()):.6g} differs from {float(ours.float().max()):.6g}"
-                    yield Finding(
-                        code="TC-325",
-                        where=names[1],
-                        message=f"{values} of {names[0]}",
-                        hint="runtimes fuse both into one matmul and keep only one of the scales",
-                    )
+                    yield _unequal(names, ours, theirs, requantized=found.requantized_in_fused)
+
+
+def _unequal(
+    names: tuple[str, str], ours: torch.Tensor, theirs: torch.Tensor, *, requantized: bool
+) -> Finding:
+    values = f"{float(theirs.float().max()):.6g} differs from {float(ours.float().max()):.6g} of {names[0]}"
+    if requantized:
+        hint = (
+            "runtimes fuse both into one matmul, take the larger and requantize the other: a second rounding"
+        )
+        return Finding(code="TC-325", where=names[1], message=values, hint=hint, severity="warning")
+    hint = "runtimes fuse both into one matmul and keep only one of the scales"
+    return Finding(code="TC-325", where=names[1], message=values, hint=hint)
 
 
 def against_source(subject: Subject, source: CheckpointReader, progress: Progress) -> Iterator[Finding]:

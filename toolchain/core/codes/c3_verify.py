@@ -78,7 +78,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-325": (
         "Scales differ where the runtime fuses matmuls",
-        "q/k/v and gate/up run as one matmul with one scale: the other member's weights would be wrong by the ratio.",
+        "q/k/v and gate/up run as one matmul with one scale: the other member's weights would be wrong by the ratio. "
+        "For per-tensor FP8 runtimes take the larger scale and requantize (a warning: a second rounding); "
+        "ModelOpt's own FP8 exports look like that.",
     ),
     "TC-326": ("A tensor of the source is missing", "The checkpoint lost a part of the model."),
     "TC-327": ("An unquantized tensor differs from the source", "Only quantized modules may change."),
