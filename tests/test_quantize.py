@@ -219,3 +219,14 @@ def test_a_source_with_a_missing_expert_is_refused(tiny: Tiny, tmp_path: Path) -
     with pytest.raises(ToolchainError, match=r"does not hold|cannot load"):
         quantize(plan_for(source, "fp8"), tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_weights_is_refused_before_anything_else(tiny: Tiny, tmp_path: Path) -> None:
+    import shutil
+
+    (tmp_path / "model").mkdir()
+    shutil.copy(tiny("mixtral") / "config.json", tmp_path / "model")
+    plan = plan_for(tmp_path / "model", "fp8")
+    with pytest.raises(ToolchainError, match="no safetensors files"):
+        quantize(plan, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

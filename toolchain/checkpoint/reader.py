@@ -23,7 +23,7 @@ class CheckpointReader:
         if tensors is None:
             raise ToolchainError(
                 f"{directory} holds no safetensors files",
-                hint="is this a checkpoint directory?",
+                hint="a model with config.json alone can be planned, not quantized: fetch its weights",
                 code="TC-303",
             )
         self.infos: dict[str, TensorInfo] = {info.name: info for info in tensors}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.environment import package_versions, peak_memory_bytes
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import (
@@ -108,6 +109,9 @@ def _calibrate(
     plan: Plan, device: str, dtype: torch.dtype | None, trust_remote_code: bool, progress: Progress
 ) -> Quantized:
     source = resolve_model(plan.model)
+    CheckpointReader(
+        source
+    )  # validates every shard before anything expensive, and refuses a bare config.json
     data = _calibration_data(plan, source)
     started = time.monotonic()
     target = pick_device(device)
@@ -151,8 +155,6 @@ def _calibration_data(plan: Plan, source: Path) -> CalibrationSet | None:
 
 
 def _family(model: Any, source: Path) -> Family:
-    from toolchain.checkpoint.reader import CheckpointReader
-
     architecture = (model.config.architectures or [""])[0]
     return get_family(model.config.model_type, architecture, list(CheckpointReader(source).infos))
 
