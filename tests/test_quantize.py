@@ -15,6 +15,7 @@ from tests.tiny import make_tiny
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.formats import get_format
 from toolchain.modeling.loading import load_checkpoint, load_source
 from toolchain.quantize.job import Quantized, calibrate, quantize
 
@@ -44,7 +45,7 @@ def test_every_family_and_format_passes_its_audit_and_runs(
     assert verdict.passed, [str(finding) for finding in verdict.findings]
     if kind in MOE:
         reader = CheckpointReader(output)
-        dtype = "F8_E4M3" if format_name == "fp8" else "U8"
+        dtype = get_format(format_name).stored[0].dtype
         experts = [
             info for name, info in reader.infos.items() if ".experts." in name and name.endswith(".weight")
         ]

@@ -20,6 +20,7 @@ from toolchain.core.files import (
 )
 from toolchain.core.progress import Progress, Silent
 from toolchain.demo.corpus import Corpus, read_corpus
+from toolchain.modeling.loading import quiet_transformers
 
 RECIPE: dict[str, Any] = {
     "vocab_size": 2048,
@@ -129,6 +130,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> torch.Tensor:
 def _new_model(seed: int) -> Any:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+    quiet_transformers()
     torch.manual_seed(seed)
     config = Qwen3MoeConfig(**RECIPE, eos_token_id=0, pad_token_id=1, bos_token_id=None)
     # The default grouped matmul is ten times slower than eager on a CPU.

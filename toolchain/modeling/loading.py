@@ -62,7 +62,7 @@ def load_source(
     """The model of a plain Hugging Face directory in evaluation mode, experts unfused; ``dtype`` None keeps its own."""
     from transformers import AutoModelForCausalLM
 
-    _quiet()
+    quiet_transformers()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -131,7 +131,8 @@ def _refuse_holes(directory: Path, report: Mapping[str, Any]) -> None:
         )
 
 
-def _quiet() -> None:
+def quiet_transformers() -> None:
+    """Its bars and warnings off: progress is ours, and what matters is checked."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -143,7 +144,7 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    _quiet()
+    quiet_transformers()
     config = AutoConfig.from_pretrained(directory)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

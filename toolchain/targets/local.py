@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from toolchain import __version__
+from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.targets.base import ANY_SM, Row, Target
 
 LOCAL = Target(
@@ -12,12 +13,13 @@ LOCAL = Target(
     versions=(__version__,),
     rows=(
         Row(
-            formats=("fp8", "nvfp4", "int4_awq"),
+            # Every format has a codec, and the runtime needs no more.
+            formats=tuple(item.name for item in FORMATS),
             sms=ANY_SM,
             note="emulated: exact values of the format, speed of PyTorch",
         ),
     ),
-    kv_rows=(Row(formats=("fp8",), sms=ANY_SM),),
+    kv_rows=(Row(formats=tuple(name for name in KV_CACHES if name != "none"), sms=ANY_SM),),
     needs_gpu=False,
     parallel=False,
     emulates=True,
