@@ -139,3 +139,16 @@ def test_occupied_output_needs_force(tmp_path: Path) -> None:
     assert (tmp_path / "r" / "mine.txt").read_text() == "precious"
     render_repository(engine, tmp_path / "r", force=True)
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["tensorrt_llm"]
+
+
+@pytest.mark.parametrize(("first", "second"), [("local", "trtllm"), ("trtllm", "local"), ("local", "local")])
+def test_a_repository_of_another_engine_is_not_served(first: str, second: str, tmp_path: Path) -> None:
+    from toolchain.triton.engine_dir import read_engine_dir
+    from toolchain.triton.freshness import refuse_stale_repository
+
+    engine = write_engine(tmp_path / "a", target=first)
+    repository = render_repository(engine, tmp_path / "repo")
+    refuse_stale_repository(read_engine_dir(engine), repository)
+    other = write_engine(tmp_path / "b", target=second)
+    with pytest.raises(UsageError, match="was rendered for target"):
+        refuse_stale_repository(read_engine_dir(other), repository)

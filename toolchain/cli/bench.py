@@ -115,12 +115,15 @@ def _engine(target: str, tokenizer: Path | None) -> Path | None:
 
 def _start(engine: Path, stack: contextlib.ExitStack) -> Any:
     from toolchain.triton.engine_dir import read_engine_dir
+    from toolchain.triton.freshness import refuse_stale_repository
     from toolchain.triton.render import render_repository
     from toolchain.triton.server import TritonServer
 
-    repository = Path("triton_repo") / read_engine_dir(engine).name
+    found = read_engine_dir(engine)
+    repository = Path("triton_repo") / found.name
     if not repository.is_dir():
         render_repository(engine, repository)
+    refuse_stale_repository(found, repository)
     return stack.enter_context(TritonServer(repository, progress=Terminal()))
 
 

@@ -13,6 +13,7 @@ from toolchain.core.errors import FindingsError, UsageError
 from toolchain.core.findings import errors
 from toolchain.core.progress import Progress
 from toolchain.triton.engine_dir import read_engine_dir
+from toolchain.triton.freshness import refuse_stale_repository
 from toolchain.triton.lint import lint_repository
 from toolchain.triton.server import LOOPBACK, TritonServer
 
@@ -57,6 +58,7 @@ def serve_engine(
     problems = errors(lint_repository(repository))
     if problems:
         raise FindingsError(f"{repository} cannot be served", problems, hint="render it again", code="TC-602")
+    refuse_stale_repository(engine, repository)
     stop = stop or threading.Event()
     server = TritonServer(
         repository,

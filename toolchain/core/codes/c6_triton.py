@@ -26,6 +26,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The repository holds absolute paths. After moving the engine or the environment, render it again.",
     ),
     "TC-611": ("Not an engine directory", "Give a directory that `toolchain engine` wrote."),
+    "TC-612": (
+        "The repository was rendered for another engine or target",
+        "Serving it would serve that one. Render it again: `toolchain triton ENGINE --force`.",
+    ),
     "TC-620": (
         "No tritonserver on this machine",
         "`make tritonserver` installs one for CPU machines; NVIDIA's containers have one on PATH.",
