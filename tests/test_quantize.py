@@ -154,6 +154,24 @@ def test_awq_beats_rounding_to_nearest_on_the_calibrated_inputs(tiny: Tiny) -> N
     assert 0 < alpha <= 1
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_awq_in_many_passes_is_awq_in_one(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Too little memory for all Gram matrices: later passes run over scaled weights and must see what the first saw."""
+    from toolchain.quantize import awq_groups
+
+    plan = plan_for(tiny(kind), "int4_awq", policy="all-linear")
+    one = calibrate(plan, device="cpu", dtype=torch.float32)
+    monkeypatch.setattr(awq_groups, "GRAM_BUDGET_BYTES", 1)
+    many = calibrate(plan, device="cpu", dtype=torch.float32)
+    assert many.manifest["coverage"] == one.manifest["coverage"]
+    assert many.manifest["awq_alpha"] == one.manifest["awq_alpha"]
+    tokens = torch.randint(4, 260, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(many.model(tokens).logits, one.model(tokens).logits, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_experts_without_tokens_are_reported_and_still_complete(tmp_path: Path, format_name: str) -> None:
     """Router rows (a, -a, b, -b, 0, 0) with top-2: one of each pair is above zero, so experts 4 and 5 never win."""

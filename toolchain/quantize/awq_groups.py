@@ -12,6 +12,7 @@ from torch import nn
 from toolchain.core.progress import Progress
 from toolchain.families import Family
 from toolchain.quantize import awq
+from toolchain.quantize.recipe import fused_groups
 
 GRAM_BUDGET_BYTES = 4 * 1024**3
 """Gram matrices held at once; a model that needs more is searched in several passes over the data."""
@@ -19,19 +20,14 @@ GRAM_BUDGET_BYTES = 4 * 1024**3
 
 def find_groups(model: nn.Module, modules: dict[str, str], family: Family) -> list[awq.Group]:
     """Groups in model order. A norm folds only when every consumer that the family names is quantized."""
-    folded: dict[str, awq.Group] = {}
-    groups: list[awq.Group] = []
-    for norm, consumers in _fold_sites(model, family):
-        if all(path in modules for path in consumers):
-            group = awq.Group(paths=tuple(consumers), norm=norm)
-            groups.append(group)
-            folded |= dict.fromkeys(consumers, group)
-    siblings: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for path in modules:
-        if path not in folded:
-            parent, _, projection = family.to_checkpoint(path).rpartition(".")
-            siblings.setdefault((parent, family.fused_siblings(projection)), []).append(path)
-    groups += [awq.Group(paths=tuple(paths)) for paths in siblings.values()]
+    groups = [
+        awq.Group(paths=tuple(consumers), norm=norm)
+        for norm, consumers in _fold_sites(model, family)
+        if all(path in modules for path in consumers)
+    ]
+    folded = {path for group in groups for path in group.paths}
+    rest = {path: name for path, name in modules.items() if path not in folded}
+    groups += [awq.Group(paths=tuple(paths)) for paths in fused_groups(rest, family)]
     order = {path: index for index, path in enumerate(modules)}
     return sorted(groups, key=lambda group: order[group.paths[0]])
 
@@ -51,14 +47,16 @@ def _fold_sites(model: nn.Module, family: Family) -> list[tuple[str, list[str]]]
 @torch.no_grad()
 def run(
     model: nn.Module, modules: dict[str, str], family: Family, forward: Callable[[], None], progress: Progress
-) -> dict[str, float]:
-    """Search and apply AWQ scales; returns module path -> alpha. Modules whose input no token reached get scale 1 (they
-    are rounded to nearest; runtimes want the tensor of every expert) and are absent from the result."""
+) -> tuple[dict[str, float], set[str]]:
+    """Search and apply AWQ scales; returns module path -> alpha, and the norms that took a scale.
+
+    Modules whose input no token reached get scale 1 (they are rounded to nearest; runtimes want the tensor of every
+    expert) and have no alpha. A pass after the first sees scaled weights, but the same activations within rounding:
+    x / s and W * s cancel.
+    """
     groups = find_groups(model, modules, family)
     alphas: dict[str, float] = {}
     batches = _batches(model, groups)
-    # Every pass must see the original activations: collect all before the first weight changes only if one pass is
-    # enough. Folding changes no activation (x / s, W * s cancel), so later passes stay valid within rounding.
     for number, batch in enumerate(batches, start=1):
         progress.note(f"AWQ statistics, pass {number} of {len(batches)} ({len(batch)} inputs)")
         with _unquantized(model):
@@ -72,7 +70,7 @@ def run(
                 scale = torch.ones(weights[0].shape[1], device=weights[0].device)
             awq.apply(model, group, scale)
             group.statistics.gram = None
-    return alphas
+    return alphas, {group.norm for group in groups if group.norm}
 
 
 def _unquantized(model: nn.Module) -> AbstractContextManager[None]:

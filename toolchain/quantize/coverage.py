@@ -25,6 +25,9 @@ class Coverage:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
+        """Count from zero: the result is that of one pass over the data, however many passes an algorithm makes."""
+        for counts in self.counts.values():
+            counts.zero_()
         hooks = [
             self._model.get_submodule(path).register_forward_pre_hook(self._hook(path))
             for path in self.counts

@@ -183,23 +183,18 @@ def _run_modelopt(
 
     @torch.no_grad()
     def forward(_: Any = None) -> None:
-        for batch in progress.track(batches, description="calibrate", total=len(batches)):
-            decoder(input_ids=batch.to(device), use_cache=False)
+        with coverage.counting():
+            for batch in progress.track(batches, description="calibrate", total=len(batches)):
+                decoder(input_ids=batch.to(device), use_cache=False)
 
     config = recipe.modelopt_config(model, plan, family)
     observes_activations = not is_awq or plan.kv_cache != "none"
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        coverage.counting(),
-    ):  # ModelOpt prints; stdout is for data
+    with contextlib.redirect_stdout(io.StringIO()):  # ModelOpt prints; stdout is for data
         mtq.quantize(model, config, forward if observes_activations else None)
-    recipe.check_coverage(model, plan, family)
-    modules = recipe.planned_modules(model, plan, family)
-    scales.merge_fused(model, recipe.fused_groups(modules, family))
-    if not is_awq:
-        return coverage, {"folded_norms": set()}
-    counting = contextlib.nullcontext() if observes_activations else coverage.counting()
-    with counting, contextlib.redirect_stdout(io.StringIO()):
-        alphas = awq_groups.run(model, modules, family, forward, progress)
-    folded = {group.norm for group in awq_groups.find_groups(model, modules, family) if group.norm}
+        recipe.check_coverage(model, plan, family)
+        modules = recipe.planned_modules(model, plan, family)
+        scales.merge_fused(model, recipe.fused_groups(modules, family))
+        if not is_awq:
+            return coverage, {"folded_norms": set()}
+        alphas, folded = awq_groups.run(model, modules, family, forward, progress)
     return coverage, {"folded_norms": folded, "awq_alpha": alphas}

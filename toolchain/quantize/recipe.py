@@ -10,7 +10,7 @@ from torch import nn
 from toolchain.core.errors import ToolchainError
 from toolchain.core.roles import QUANTIZABLE
 from toolchain.families import Family
-from toolchain.formats import Format, get_format
+from toolchain.formats import get_format
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import backend
 
@@ -83,7 +83,3 @@ def fused_groups(modules: dict[str, str], family: Family) -> list[list[str]]:
         parent, _, projection = stored.rpartition(".")
         groups.setdefault((parent, family.fused_siblings(projection)), []).append(path)
     return list(groups.values())
-
-
-def format_for(plan: Plan) -> Format:
-    return get_format(plan.format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from toolchain.checkpoint.audit.subject import KV_SUFFIXES, Subject
-from toolchain.checkpoint.quant_config import FILE, MIXED, TIED_HEAD, parse_quant_config
+from toolchain.checkpoint.quant_config import FILE, MIXED, TIED_HEAD, matches, parse_quant_config
 from toolchain.core.findings import Finding
 from toolchain.core.roles import Role
 from toolchain.models.config import text_config
@@ -31,19 +31,13 @@ def exclude_list(subject: Subject) -> Iterator[Finding]:
             )
     tied = (TIED_HEAD,) if text_config(subject.config).get("tie_word_embeddings") else ()
     for pattern in quant.exclude_modules:
-        if not any(_matches(subject, pattern, module) for module in (*subject.plain, *tied)):
+        if not any(matches((pattern,), module) for module in (*subject.plain, *tied)):
             yield Finding(
                 code="TC-317",
                 where=f"{FILE}: {pattern}",
                 message="excludes no module of this checkpoint",
                 hint="a wrong prefix here leaves the real module to be read as quantized",
             )
-
-
-def _matches(subject: Subject, pattern: str, module: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return module == pattern or fnmatchcase(module, pattern)
 
 
 def _mixed(subject: Subject) -> Iterator[Finding]:
