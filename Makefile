@@ -17,7 +17,11 @@ SOURCE := $(MODEL)
 else
 SOURCE := $(DEMO)
 endif
-ENGINE ?= engines/$(notdir $(DEMO))-$(FORMAT)
+# The name that `toolchain engine` gives by default (with options in ARGS it may differ: then say ENGINE=engines/...).
+BASE := $(if $(wildcard $(SOURCE)/.)$(if $(MODEL),,demo),$(notdir $(abspath $(SOURCE))),$(subst /,--,$(SOURCE)))
+NAME := $(shell printf %s "$(BASE)-$(FORMAT)$(if $(filter-out local,$(TARGET)),-$(TARGET)-$(GPU))" \
+	| tr A-Z a-z | sed 's/[^a-z0-9._-][^a-z0-9._-]*/-/g')
+ENGINE ?= engines/$(NAME)
 
 .PHONY: engine demo triton serve bench test test-slow check docs goldens gpu-check tritonserver doctor clean help
 
@@ -66,6 +70,7 @@ doctor: $(READY) ## what this machine has and can do
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
+	@echo "installing into $(VENV): about a minute, once"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -568,3 +568,28 @@ def test_killed_at_any_instant(mine: Made) -> None:
         "verify.json",
     }
     assert sha256(mine.engine / "checkpoint" / "model.safetensors") == original
+
+
+@pytest.mark.parametrize("target", ["local", "trtllm"])
+@pytest.mark.parametrize("kind", ["directory", "hub id", "demo"])
+def test_make_serves_the_engine_that_make_makes(kind: str, target: str, tmp_path: Path) -> None:
+    """One name, in the Makefile and by default in `toolchain engine`."""
+    from toolchain.pipeline.request import EngineRequest
+
+    (tmp_path / "My+Model").mkdir()
+    (tmp_path / "demo-moe").mkdir()
+    given = {"directory": str(tmp_path / "My+Model"), "hub id": "Qwen/Qwen3-30B-A3B", "demo": ""}[kind]
+    command = [
+        "make",
+        "-n",
+        "bench",
+        *([f"MODEL={given}"] if given else []),
+        "FORMAT=fp8",
+        f"TARGET={target}",
+        "GPU=h100",
+    ]
+    root = Path(__file__).parent.parent
+    printed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    model = given or str(tmp_path / "demo-moe")  # the demo's directory need not be there yet
+    request = EngineRequest(model=model, format="fp8", target=target, gpu="h100")
+    assert f'bench "engines/{request.engine_name()}"' in printed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolchain.core.errors import UsageError
+from toolchain.core.lookup import pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,5 @@ GPUS: tuple[Gpu, ...] = (
 
 def get_gpu(name: str) -> Gpu:
     """The GPU called ``name`` (case-insensitive); UsageError lists the alternatives."""
-    for gpu in GPUS:
-        if gpu.name == name.lower():
-            return gpu
-    raise UsageError(
-        f"unknown gpu {name!r}; known: {', '.join(gpu.name for gpu in GPUS)}",
-        hint="`toolchain list gpus` shows memory and SM versions",
-        code="TC-102",
-    )
+    hint = "`toolchain list gpus` shows memory and SM versions"
+    return pick(GPUS, name.lower(), kind="gpu", hint=hint, code="TC-102")

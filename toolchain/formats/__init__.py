@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolchain.core.errors import UsageError
+from toolchain.core.lookup import pick
 from toolchain.formats.base import DTYPE_BYTES, Format, Stored
 from toolchain.formats.fp8 import FP8
 from toolchain.formats.int4_awq import INT4_AWQ
@@ -16,14 +16,8 @@ KV_CACHES: tuple[str, ...] = ("none", "fp8")
 
 def get_format(name: str) -> Format:
     """The format called ``name``; UsageError lists the alternatives."""
-    for candidate in FORMATS:
-        if candidate.name == name:
-            return candidate
-    raise UsageError(
-        f"unknown format {name!r}; known formats: {', '.join(item.name for item in FORMATS)}",
-        hint="`toolchain list formats` describes each",
-        code="TC-101",
-    )
+    hint = "`toolchain list formats` describes each"
+    return pick(FORMATS, name, kind="format", hint=hint, code="TC-101")
 
 
 def format_of_algo(quant_algo: str) -> Format | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolchain.core.errors import UsageError
+from toolchain.core.lookup import pick
 from toolchain.core.roles import Role
 from toolchain.formats.base import Format
 
@@ -49,14 +49,8 @@ KEPT: dict[Role, str] = {
 
 def get_policy(name: str) -> Policy:
     """The policy called ``name``; UsageError lists the alternatives."""
-    for policy in POLICIES:
-        if policy.name == name:
-            return policy
-    raise UsageError(
-        f"unknown policy {name!r}; known policies: {', '.join(item.name for item in POLICIES)}",
-        hint="leave it out for the format's own default",
-        code="TC-104",
-    )
+    hint = "leave it out for the format's own default"
+    return pick(POLICIES, name, kind="policy", hint=hint, code="TC-104")
 
 
 def default_policy(format: Format, *, is_moe: bool) -> Policy:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from toolchain.core.errors import UsageError
 from toolchain.core.findings import Finding
 from toolchain.core.gpus import Gpu
+from toolchain.core.lookup import pick
 from toolchain.formats.base import Format
 from toolchain.targets.base import Row, Target
 from toolchain.targets.local import LOCAL
@@ -18,14 +18,8 @@ TARGETS: tuple[Target, ...] = (LOCAL, TRTLLM, TENSORRT)
 
 def get_target(name: str) -> Target:
     """The target called ``name``; UsageError lists the alternatives."""
-    for target in TARGETS:
-        if target.name == name:
-            return target
-    raise UsageError(
-        f"unknown target {name!r}; known targets: {', '.join(item.name for item in TARGETS)}",
-        hint="`toolchain list targets` describes each",
-        code="TC-103",
-    )
+    hint = "`toolchain list targets` describes each"
+    return pick(TARGETS, name, kind="target", hint=hint, code="TC-103")
 
 
 def check(
