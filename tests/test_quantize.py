@@ -193,6 +193,23 @@ def test_experts_without_tokens_are_reported_and_still_complete(tmp_path: Path, 
     assert verdict.passed, [str(finding) for finding in verdict.findings]
 
 
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_an_expert_of_zeros_stays_one(tmp_path: Path, format_name: str) -> None:
+    """A pruned expert has nothing to scale: its scales must still be positive, its weights exactly zero."""
+    from safetensors.torch import load_file, save_file
+
+    source = make_tiny("qwen3_moe", tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    for projection in ("gate_proj", "up_proj", "down_proj"):
+        tensors[f"model.layers.0.mlp.experts.1.{projection}.weight"].zero_()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    quantize(plan_for(source, format_name), tmp_path / "out", device="cpu")
+    assert audit(tmp_path / "out", against=source).passed
+    model: Any = load_checkpoint(tmp_path / "out", device=CPU)
+    assert not model.get_submodule("model.layers.0.mlp.experts.1.up_proj").weight.any()
+    assert torch.isfinite(model(torch.arange(2, 40)[None]).logits).all()
+
+
 def test_bad_calibration_data_is_one_clear_error_and_leaves_nothing(tiny: Tiny, tmp_path: Path) -> None:
     from dataclasses import replace
 

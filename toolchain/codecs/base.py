@@ -23,6 +23,12 @@ class Calibrated:
     """[in_features]: factor on the input (AWQ). The weight handed to ``pack`` is already divided by it."""
 
 
+def usable_amax(amax: torch.Tensor) -> torch.Tensor:
+    """float32 amax with 1 for 0: a tensor of zeros (a pruned expert) needs some positive scale, and any will do."""
+    amax = amax.float()
+    return torch.where(amax > 0, amax, torch.ones_like(amax))
+
+
 class Codec(Protocol):
     format: Format
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from toolchain.codecs.base import usable_amax
+
 BLOCK = 16
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
@@ -22,7 +24,7 @@ _TIES_UP = (0.75, 1.75, 3.5)
 
 def global_scale(amax: torch.Tensor) -> torch.Tensor:
     """``weight_scale_2`` or ``input_scale`` from an amax: amax / (6 * 448), float32."""
-    return amax.float() / (E2M1_MAX * E4M3_MAX)
+    return usable_amax(amax) / (E2M1_MAX * E4M3_MAX)
 
 
 def block_scales(x: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:

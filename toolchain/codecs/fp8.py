@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from toolchain.codecs.base import Calibrated
+from toolchain.codecs.base import Calibrated, usable_amax
 from toolchain.core.errors import ToolchainError
 from toolchain.formats.fp8 import FP8
 
@@ -35,7 +35,7 @@ class Fp8Codec:
         if calibrated.input_amax is None:
             raise ToolchainError("FP8 needs the calibrated amax of the input", code="TC-202")
         amax = calibrated.weight_amax if calibrated.weight_amax is not None else weight.abs().amax()
-        amax = amax.to(weight.device).float()
+        amax = usable_amax(amax.to(weight.device))
         return {
             "weight": encode(weight, amax),
             "weight_scale": amax / E4M3_MAX,
