@@ -20,6 +20,7 @@ from toolchain.cli.options import (
     kv_cache_option,
     placement_options,
     policy_option,
+    recipe_option,
     seed_option,
     trust_option,
 )
@@ -33,6 +34,7 @@ from toolchain.core.findings import errors
 @click.argument("model", metavar="MODEL|SPEC")
 @format_of_spec
 @policy_option
+@recipe_option
 @kv_cache_option
 @placement_options
 @calibration_options

@@ -1,4 +1,4 @@
-"""toolchain list formats|families|targets|gpus"""
+"""toolchain list formats|recipes|families|targets|gpus"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from toolchain.cli.output import emit, table
 from toolchain.core.gpus import GPUS
 from toolchain.families import FAMILIES
 from toolchain.formats import FORMATS
+from toolchain.recipes import INGREDIENTS
 from toolchain.targets import TARGETS
 
 
@@ -57,13 +58,26 @@ def _gpus() -> list[dict[str, Any]]:
     ]
 
 
-KINDS = {"formats": _formats, "families": _families, "targets": _targets, "gpus": _gpus}
+def _recipes() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": item.name,
+            "decides": item.axis,
+            "formats": ", ".join(item.formats),
+            "data": "calibration" if item.needs_data else "none",
+            "title": item.title,
+        }
+        for item in INGREDIENTS
+    ]
+
+
+KINDS = {"formats": _formats, "recipes": _recipes, "families": _families, "targets": _targets, "gpus": _gpus}
 
 
 @click.command(name="list")
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @json_option
 def command(kind: str, as_json: bool) -> None:
-    """List formats, families, targets or gpus."""
+    """List formats, recipes, families, targets or gpus."""
     rows = KINDS[kind]()
     emit(rows, as_json, table(list(rows[0]), [list(row.values()) for row in rows]))

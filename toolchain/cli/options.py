@@ -75,6 +75,10 @@ policy_option = click.option(
     help="experts-only, mlp-only or all-linear: which parts are quantized. Default: experts-only for 4-bit formats of "
     "MoE models, else all-linear.",
 )
+recipe_option = click.option(
+    "--recipe",
+    help="How scales and codes are chosen: default, best, max, or ingredients joined by + (`toolchain list recipes`).",
+)
 kv_cache_option = click.option(
     "--kv-cache", default="none", show_default=True, help=f"KV cache format: {', '.join(KV_CACHES)}."
 )

@@ -13,6 +13,7 @@ from toolchain.cli.options import (
     kv_cache_option,
     placement_options,
     policy_option,
+    recipe_option,
     seed_option,
     trust_option,
 )
@@ -25,6 +26,7 @@ from toolchain.core.findings import errors
 @click.argument("model")
 @format_option
 @policy_option
+@recipe_option
 @kv_cache_option
 @placement_options
 @calibration_options

@@ -18,6 +18,7 @@ from toolchain.cli.options import (
     kv_cache_option,
     placement_options,
     policy_option,
+    recipe_option,
     seed_option,
     trust_option,
 )
@@ -30,6 +31,7 @@ from toolchain.cli.plan_text import render_plan
 @format_option
 @click.option("--output", type=PATH, required=True, help="Directory of the quantized checkpoint.")
 @policy_option
+@recipe_option
 @kv_cache_option
 @calibration_options
 @placement_options

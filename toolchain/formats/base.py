@@ -52,11 +52,13 @@ class Format:
     costs accuracy. False: they assert equality, or silently use one scale for all."""
     moe_default_policy: str = "experts-only"
     """Policy preset that is the default for a mixture-of-experts model."""
+    default_recipe: str = "max"
+    """Recipe (``toolchain.recipes``) that the format's name promises: ``awq`` for int4_awq."""
 
     @property
-    def calibrated(self) -> bool:
-        """True when activations take part: input scales, or AWQ's activation-aware search."""
-        return any(item.suffix in ("input_scale", "pre_quant_scale") for item in self.stored)
+    def has_input_scale(self) -> bool:
+        """True when a calibrated range of the input is stored."""
+        return any(item.suffix == "input_scale" for item in self.stored)
 
     def stored_bytes(self, out_features: int, in_features: int, *, source_dtype: str = "BF16") -> int:
         """Bytes on disk of one quantized Linear [out_features, in_features], required tensors only."""

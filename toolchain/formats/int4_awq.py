@@ -20,4 +20,5 @@ INT4_AWQ = Format(
     in_multiple=128,
     out_multiple=2,
     equal_in_fused=(),
+    default_recipe="awq",
 )

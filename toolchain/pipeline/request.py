@@ -25,6 +25,7 @@ class EngineRequest:
     model: str
     format: str
     policy: str | None = None
+    recipe: str | None = None
     kv_cache: str = "none"
     gpu: str = "cpu"
     target: str = "local"
@@ -64,6 +65,7 @@ class EngineRequest:
         name = f"{base.replace('/', '--')}-{self.format}"
         name += f"-kv_{self.kv_cache}" if self.kv_cache != "none" else ""
         name += f"-{self.policy}" if self.policy else ""
+        name += f"-{self.recipe}" if self.recipe else ""
         name += f"-{self.target}-{self.gpu}" if self.target != "local" else ""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lower()
 
@@ -90,6 +92,7 @@ def make_request_plan(request: EngineRequest) -> Plan:
         info,
         format=request.format,
         policy=request.policy,
+        recipe=request.recipe,
         kv_cache=request.kv_cache,
         gpu=request.gpu,
         target=request.target,

@@ -24,6 +24,7 @@ def quantize_settings(
         **{f"model file {name}": digest for name, digest in model_files.items()},
         "format": plan.format,
         "policy": plan.policy,
+        "recipe": plan.recipe,
         "kv_cache": plan.kv_cache,
         **{f"calibration.{key}": value for key, value in asdict(plan.calibration).items()},
         "calibration.file": calibration_hash,

@@ -18,6 +18,7 @@ from toolchain.plan.estimate import estimate
 from toolchain.plan.memory import held_kv_cache
 from toolchain.plan.policy import Policy, default_policy, get_policy
 from toolchain.plan.types import Calibration, Plan, Serving
+from toolchain.recipes import Recipe, get_recipe
 from toolchain.targets import Target, get_target, parse_version
 
 DEFAULT_BATCH_SIZE = 8
@@ -36,6 +37,7 @@ class _Request:
 
     format: Format
     policy: Policy
+    recipe: Recipe
     kv_cache: str
     gpu: Gpu
     target: Target
@@ -48,6 +50,7 @@ def make_plan(
     *,
     format: str,
     policy: str | None = None,
+    recipe: str | None = None,
     kv_cache: str = "none",
     gpu: str = "cpu",
     target: str = "local",
@@ -66,6 +69,7 @@ def make_plan(
     request = _Request(
         format=chosen,
         policy=get_policy(policy) if policy else default_policy(chosen, is_moe=info.is_moe),
+        recipe=get_recipe(recipe, chosen),
         kv_cache=kv_cache,
         gpu=get_gpu(gpu),
         target=runner,
@@ -77,6 +81,7 @@ def make_plan(
 
 def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
     names = {item.name: getattr(request, item.name) for item in fields(request)}
+    del names["recipe"]
     findings = request_findings(info, **names)
     del names["version"]
     computable = _computable(request.serving)
@@ -97,6 +102,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
         model_identity=model_identity(info),
         format=request.format.name,
         policy=request.policy.name,
+        recipe=request.recipe.name,
         kv_cache=request.kv_cache,
         gpu=request.gpu.name,
         target=request.target.name,

@@ -43,6 +43,20 @@ class Calibration:
     seed: int = 0
     chat_template: bool = False
     batch_size: int = 8
+    mode: str = "routed"
+    """Which experts see a token: ``routed`` (the router's own choice), ``topk`` (``topk_ratio`` of all experts, the
+    likeliest first) or ``all``."""
+    topk_ratio: float = 1.0
+    """Share of the experts that see each token in mode ``topk``, at least the model's own top-k."""
+    min_tokens_per_expert: int = 0
+    """Draw more samples, up to ``max_samples``, until every expert saw so many tokens."""
+    max_samples: int = 1024
+    sampling: str = "random"
+    """``random``, or ``balanced``: choose from a larger pool the samples that fill starved experts."""
+    strict: bool = False
+    """Fail when an expert saw fewer than ``min_tokens_per_expert`` tokens (at least one) in the end."""
+    allow_tf32: bool = False
+    """TensorFloat-32 in matmuls of calibration: faster on GPUs, with 10 bits of mantissa."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +104,8 @@ class Plan:
     """SHA-256 over config.json and the shard headers: the plan refuses another model of the same name."""
     format: str
     policy: str
+    recipe: str
+    """How scales and codes are chosen, resolved: ``max``, or ingredients joined by ``+``."""
     kv_cache: str
     gpu: str
     target: str
@@ -105,6 +121,11 @@ class Plan:
         """Format of a module by its checkpoint name; ``source`` when it keeps its dtype."""
         part = family.classify(checkpoint_name)
         return self._by_part.get((part.role.value, part.layer), SOURCE_DTYPE)
+
+    @cached_property
+    def formats(self) -> tuple[str, ...]:
+        """Names of the formats that some part gets, without ``source``."""
+        return tuple(sorted({item.format for item in self.assignments} - {SOURCE_DTYPE}))
 
     @cached_property
     def _by_part(self) -> dict[tuple[str, int | None], str]:

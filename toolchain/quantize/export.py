@@ -33,6 +33,7 @@ from toolchain.families import Family
 from toolchain.formats import get_format
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import scales
+from toolchain.quantize.accuracy import Applied
 
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
 """What travels beside the weights: tokenizer, generation config, templates, licences."""
@@ -42,12 +43,11 @@ NOT_COPIED = ("config.json", FILE, "model.safetensors.index.json", "plan.json", 
 class Exporter:
     """Packs one quantized model in memory over the files of its source."""
 
-    def __init__(self, model: nn.Module, plan: Plan, family: Family, source: Path) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, family: Family, source: Path, applied: Applied) -> None:
         self.model, self.plan, self.family, self.source = model, plan, family, source
         self.reader = CheckpointReader(source)
         self.kv = scales.kv_scales(model)
-        self.folded: set[str] = set()
-        """Module paths of norms that took an AWQ scale: written from memory."""
+        self.applied = applied
 
     def write(self, directory: Path, progress: Progress) -> int:
         """Shards, configs and side files into ``directory``; returns bytes of tensor data."""
@@ -74,7 +74,7 @@ class Exporter:
             format_name = self._format(module)
             if suffix == "weight" and len(infos[name].shape) == 2 and format_name != SOURCE_DTYPE:
                 yield from self._pack(module, format_name)
-            elif suffix == "weight" and self.family.to_module(module) in self.folded:
+            elif suffix == "weight" and self.family.to_module(module) in self.applied.folded_norms:
                 yield name, self.model.get_submodule(self.family.to_module(module)).weight.data
             else:
                 yield name, self.reader.get(name)
@@ -84,9 +84,12 @@ class Exporter:
     @torch.no_grad()
     def _pack(self, module: str, format_name: str) -> Iterator[tuple[str, torch.Tensor]]:
         path = self.family.to_module(module)
+        if path in self.applied.packed:
+            for suffix, tensor in self.applied.packed[path].items():
+                yield f"{module}.{suffix}", tensor
+            return
         linear: Any = self.model.get_submodule(path)
-        needs_input = get_format(format_name).activation != "bf16"
-        found = scales.calibrated(linear, path, needs_input=needs_input)
+        found = scales.calibrated(linear, path, needs_input=get_format(format_name).has_input_scale)
         for suffix, tensor in get_codec(format_name).pack(linear.weight.data, found).items():
             yield f"{module}.{suffix}", tensor
 

@@ -33,10 +33,11 @@ from toolchain.formats import get_format
 from toolchain.modeling.loading import load_source, pick_device
 from toolchain.models.reader import resolve_model
 from toolchain.plan.types import Plan
-from toolchain.quantize import awq_groups, recipe, scales
+from toolchain.quantize import quantizers, scales
+from toolchain.quantize.accuracy import Applied, apply_recipe
 from toolchain.quantize.calibration import CalibrationSet, load_calibration
-from toolchain.quantize.coverage import Coverage
 from toolchain.quantize.export import Exporter, require_kv_scales
+from toolchain.quantize.forward import CalibrationPass
 
 _BUSY = threading.Lock()
 MANIFEST = "quantize.json"
@@ -119,9 +120,12 @@ def _calibrate(
     model = load_source(source, device=target, dtype=dtype, trust_remote_code=trust_remote_code)
     family = _family(model, source)
     loaded = time.monotonic()
-    coverage, details = _run_modelopt(model, plan, family, data, target, progress)
-    exporter = Exporter(model, plan, family, source)
-    exporter.folded = details.pop("folded_norms")
+    forward = CalibrationPass(
+        model, data, batch_size=plan.calibration.batch_size, device=target, progress=progress
+    )
+    coverage = forward.coverage
+    applied = _run_modelopt(model, plan, family, forward, progress)
+    exporter = Exporter(model, plan, family, source, applied)
     require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)
     for path, expert in coverage.starved():
         progress.note(f"expert {expert} of {path} saw no calibration token: {_starved_remedy(plan)}")
@@ -129,6 +133,7 @@ def _calibrate(
         "schema_version": 1,
         "format": plan.format,
         "policy": plan.policy,
+        "recipe": plan.recipe,
         "kv_cache": plan.kv_cache,
         "model": plan.model,
         "model_identity": plan.model_identity,
@@ -137,7 +142,7 @@ def _calibrate(
         "coverage": coverage.to_json(),
         "starved_experts": [list(pair) for pair in coverage.starved()],
         "starved_remedy": _starved_remedy(plan) if coverage.starved() else None,
-        **details,
+        **applied.details,
         "seconds": {
             "load": round(loaded - started, 2),
             "calibrate": round(time.monotonic() - loaded, 2),
@@ -149,7 +154,7 @@ def _calibrate(
 
 
 def _calibration_data(plan: Plan, source: Path) -> CalibrationSet | None:
-    if get_format(plan.format).calibrated or plan.kv_cache != "none":
+    if quantizers.needs_data(plan):
         return load_calibration(plan.calibration, source)
     return None
 
@@ -166,35 +171,15 @@ def _starved_remedy(plan: Plan) -> str:
 
 
 def _run_modelopt(
-    model: nn.Module,
-    plan: Plan,
-    family: Family,
-    data: CalibrationSet | None,
-    device: torch.device,
-    progress: Progress,
-) -> tuple[Coverage, dict[str, Any]]:
+    model: nn.Module, plan: Plan, family: Family, forward: CalibrationPass, progress: Progress
+) -> Applied:
+    """Calibrate ranges, check what was quantized, make fused scales equal, then choose by the recipe."""
     import modelopt.torch.quantization as mtq
 
-    is_awq = plan.format == "int4_awq"
-    coverage = Coverage(model)
-    batches = data.batches(plan.calibration.batch_size) if data else []
-    # lm_head is never quantized: the decoder stack alone is enough, and saves a [tokens, vocabulary] matmul.
-    decoder: Any = model.base_model
-
-    @torch.no_grad()
-    def forward(_: Any = None) -> None:
-        with coverage.counting():
-            for batch in progress.track(batches, description="calibrate", total=len(batches)):
-                decoder(input_ids=batch.to(device), use_cache=False)
-
-    config = recipe.modelopt_config(model, plan, family)
-    observes_activations = not is_awq or plan.kv_cache != "none"
+    config = quantizers.modelopt_config(model, plan, family)
     with contextlib.redirect_stdout(io.StringIO()):  # ModelOpt prints; stdout is for data
-        mtq.quantize(model, config, forward if observes_activations else None)
-        recipe.check_coverage(model, plan, family)
-        modules = recipe.planned_modules(model, plan, family)
-        scales.merge_fused(model, recipe.fused_groups(modules, family))
-        if not is_awq:
-            return coverage, {"folded_norms": set()}
-        alphas, folded = awq_groups.run(model, modules, family, forward, progress)
-    return coverage, {"folded_norms": folded, "awq_alpha": alphas}
+        mtq.quantize(model, config, forward if quantizers.observes_inputs(plan) else None)
+        quantizers.check_coverage(model, plan, family)
+        modules = quantizers.planned_modules(model, plan, family)
+        scales.merge_fused(model, quantizers.fused_groups(modules, family))
+        return apply_recipe(model, modules, plan, family, forward, progress)

@@ -18,6 +18,10 @@ CODES: dict[str, tuple[str, str]] = {
         "lists known releases.",
     ),
     "TC-107": ("Unknown KV cache format", "none keeps the model's dtype; fp8 stores E4M3."),
+    "TC-108": (
+        "A recipe that does not exist, contradicts itself or does not apply to the format",
+        "`toolchain list recipes` shows each ingredient and its formats; `best` is what was measured best.",
+    ),
     "TC-110": (
         "A matrix does not fit the format",
         "Block formats need in_features in whole groups. Choose a policy that leaves the "

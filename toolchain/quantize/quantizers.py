@@ -13,6 +13,7 @@ from toolchain.families import Family
 from toolchain.formats import get_format
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import backend
+from toolchain.recipes import get_recipe
 
 
 def planned_modules(model: nn.Module, plan: Plan, family: Family) -> dict[str, str]:
@@ -27,7 +28,7 @@ def planned_modules(model: nn.Module, plan: Plan, family: Family) -> dict[str, s
 
 
 def modelopt_config(model: nn.Module, plan: Plan, family: Family) -> dict[str, Any]:
-    """A config for ``mtq.quantize``. The search algorithm is ``max``: AWQ's is ours (``awq.py``)."""
+    """A config for ``mtq.quantize``. The search algorithm is ``max``: AWQ's is ours (``accuracy/awq.py``)."""
     import modelopt.torch.quantization as mtq
 
     found = get_format(plan.format)
@@ -43,6 +44,16 @@ def modelopt_config(model: nn.Module, plan: Plan, family: Family) -> dict[str, A
     backend.register()
     backend.use_in(config["quant_cfg"])
     return config
+
+
+def observes_inputs(plan: Plan) -> bool:
+    """True when ModelOpt's own pass must see activations: for input scales or for the scales of the KV cache."""
+    return plan.kv_cache != "none" or any(get_format(name).has_input_scale for name in plan.formats)
+
+
+def needs_data(plan: Plan) -> bool:
+    """True when anything of the plan looks at activations."""
+    return observes_inputs(plan) or get_recipe(plan.recipe, get_format(plan.format)).needs_data
 
 
 def _preset(mtq: Any, name: str) -> dict[str, Any]:

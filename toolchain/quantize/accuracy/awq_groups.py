@@ -11,8 +11,8 @@ from torch import nn
 
 from toolchain.core.progress import Progress
 from toolchain.families import Family
-from toolchain.quantize import awq
-from toolchain.quantize.recipe import fused_groups
+from toolchain.quantize.accuracy import awq
+from toolchain.quantize.quantizers import fused_groups
 
 GRAM_BUDGET_BYTES = 4 * 1024**3
 """Gram matrices held at once; a model that needs more is searched in several passes over the data."""
