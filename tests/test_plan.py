@@ -155,8 +155,6 @@ def test_a_matrix_that_does_not_fit_is_an_error_and_not_skipped(tmp_path: Path) 
 
 
 def test_sources_that_cannot_be_quantized(tiny: Tiny, tmp_path: Path) -> None:
-    assert codes(tiny_plan(tiny("gpt_oss"))) == ["TC-140"]
-    assert codes(tiny_plan(tiny("llama4_text"))) == ["TC-140"]
     assert codes(tiny_plan(tiny("llama"), policy="experts-only")) == ["TC-142"]
     shutil.copytree(tiny("qwen3_moe"), tmp_path / "fp8")
     config = json.loads((tmp_path / "fp8" / "config.json").read_text())
@@ -233,7 +231,7 @@ def test_a_multimodal_wrapper_is_planned_from_its_config_alone(tmp_path: Path) -
     kept = {item.role: item for item in saved.assignments}
     assert kept["other"].format == "source"
     assert kept["other"].parameters > 0
-    assert set(codes(planned)) == {"TC-140", "TC-144"}
+    assert codes(planned) == ["TC-144"]
 
 
 def test_the_local_target_holds_decoded_weights(tiny: Tiny) -> None:

@@ -34,7 +34,7 @@ def _families() -> list[dict[str, Any]]:
             "name": item.name,
             "model_types": ", ".join(item.model_types),
             "moe": bool(item.num_experts_key),
-            "quantized": "planned only" if item.refuses else "yes",
+            "quantized": ", ".join(item.formats) if item.formats else "every format",
         }
         for item in FAMILIES
     ]

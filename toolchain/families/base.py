@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 from toolchain.core.roles import Role
+from toolchain.families import fused
 
 ExpertStorage = Literal["per_expert", "fused_in_out"]
 """How the source checkpoint stores routed experts.
@@ -49,6 +50,8 @@ class Family:
     gate_up_down: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     """Checkpoint names of one routed expert's projections."""
     expert_storage: ExpertStorage = "per_expert"
+    interleaved: bool = False
+    """Fused gate_up_proj alternates gate and up columns; False: all of gate, then all of up."""
     fused_groups: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
     """Projections under one parent that runtimes fuse into one matmul: their scales must agree."""
     norm_folds: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -60,8 +63,44 @@ class Family:
     """(transformers 5 module path fragment, checkpoint fragment) pairs, applied as plain replacements."""
     layer_pattern: str = r"(?:^|\.)layers\.(\d+)\."
     expert_pattern: str = r"\.experts\.(\d+)\."
-    refuses: str = ""
-    """Why this family can be planned but not quantized yet; empty when it can."""
+    formats: tuple[str, ...] | None = None
+    """Formats that its experts can be stored in; None for every format."""
+    formats_reason: str = ""
+    """Why other formats are refused."""
+    target_formats: tuple[tuple[str, tuple[str, ...], str], ...] = ()
+    """(target, formats of experts that its loader for this family reads, reason): less than ``formats``."""
+
+    @property
+    def fuses_experts(self) -> bool:
+        """True when the checkpoint stores all experts of a layer and projection in one tensor."""
+        return self.expert_storage == "fused_in_out"
+
+    def refusal(self, format_name: str, target: str = "") -> str:
+        """Why its experts cannot be stored in a format, or not loaded by ``target``; empty when they can."""
+        if self.formats is not None and format_name not in self.formats:
+            return self.formats_reason
+        for name, formats, reason in self.target_formats:
+            if name == target and format_name not in formats:
+                return reason
+        return ""
+
+    def split(self, tensor_name: str) -> tuple[str, str]:
+        """Tensor name -> (module, suffix); a fused expert tensor counts as a module of its own (``fused.py``)."""
+        found = fused.split_name(tensor_name) if self.fuses_experts else None
+        if found is not None:
+            return found
+        module, _, suffix = tensor_name.rpartition(".")
+        return module, suffix
+
+    def join(self, module: str, suffix: str, format_name: str = "") -> str:
+        """Inverse of ``split`` for a module that is stored in ``format_name``."""
+        if self.fuses_experts and fused.split_name(module) is not None:
+            return fused.join_name(module, suffix, format_name)
+        return f"{module}.{suffix}"
+
+    def members(self, module: str, experts: int) -> list[list[str]]:
+        """Per expert, the names of the matrices that a fused module holds."""
+        return fused.members(module, experts, self.gate_up_down)
 
     def classify(self, name: str) -> Part:
         """Role, layer, expert and projection of a checkpoint name (with or without .weight/.bias)."""
@@ -99,6 +138,16 @@ class Family:
         groups = (*self.fused_groups, self.gate_up_down[:2])
         return next((group for group in groups if projection in group), (projection,))
 
+    def shared_scales(self, checkpoint_name: str) -> tuple[str, tuple[str, ...]]:
+        """(parent, projections) whose per-tensor scales are stored as one.
+
+        Fused storage has one scalar for all experts of a layer, which is what TensorRT-LLM and ModelOpt read and write.
+        """
+        parent, _, projection = checkpoint_name.rpartition(".")
+        if self.fuses_experts and self.classify(checkpoint_name).expert is not None:
+            parent = parent.rpartition(".")[0]
+        return parent, self.fused_siblings(projection)
+
 
 @lru_cache(maxsize=1 << 18)
 def _classify(family: Family, name: str) -> Part:
@@ -126,8 +175,9 @@ NORM_ROLES: tuple[tuple[str, Role], ...] = (
 )
 """The start of every family's ``roles``: what all decoders share."""
 
-FUSED_EXPERTS_REFUSED = (
-    "its checkpoint stores the experts of a layer as one 3-D tensor with the input dimension first, and "
-    "quantizing that storage per expert is not supported yet"
+FUSED_FORMATS = ("fp8", "nvfp4", "w4a16_nvfp4")
+FUSED_REASON = (
+    "its checkpoint stores the experts of a layer as one tensor with the input dimension first, and for that storage "
+    "ModelOpt and the runtimes define FP8 and NVFP4 only: one scale for all experts, blocks along the input"
 )
-"""``refuses`` of every family with ``fused_in_out`` storage."""
+"""``formats`` and ``formats_reason`` of families with ``fused_in_out`` storage."""

@@ -1,9 +1,12 @@
-"""gpt-oss: 3-D experts, input dimension first, gate and up interleaved, with biases; attention sinks."""
+"""gpt-oss: 3-D experts, input dimension first, gate and up interleaved, with biases; attention sinks.
+
+Published in MXFP4: ``gate_up_proj_blocks`` [E, 2*I, H/32, 16] and ``_scales`` [E, 2*I, H/32], output dimension first.
+"""
 
 from __future__ import annotations
 
 from toolchain.core.roles import Role
-from toolchain.families.base import FUSED_EXPERTS_REFUSED, NORM_ROLES, Family
+from toolchain.families.base import FUSED_FORMATS, FUSED_REASON, NORM_ROLES, Family
 
 GPT_OSS = Family(
     name="gpt_oss",
@@ -16,5 +19,15 @@ GPT_OSS = Family(
     ),
     num_experts_key="num_local_experts",
     expert_storage="fused_in_out",
-    refuses=FUSED_EXPERTS_REFUSED,
+    interleaved=True,
+    formats=("mxfp4", *FUSED_FORMATS),
+    formats_reason=f"{FUSED_REASON}; and MXFP4, as it was published",
+    target_formats=(
+        (
+            "trtllm",
+            ("mxfp4",),
+            "TensorRT-LLM's loader for gpt-oss reads experts in BF16 or in the published MXFP4 layout only "
+            "(_torch/models/modeling_gpt_oss.py)",
+        ),
+    ),
 )

@@ -8,7 +8,7 @@ match.
 from __future__ import annotations
 
 from toolchain.core.roles import Role
-from toolchain.families.base import FUSED_EXPERTS_REFUSED, NORM_ROLES, Family
+from toolchain.families.base import FUSED_FORMATS, FUSED_REASON, NORM_ROLES, Family
 
 LLAMA4 = Family(
     name="llama4",
@@ -27,5 +27,6 @@ LLAMA4 = Family(
         ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         ("post_attention_layernorm", ("feed_forward.gate_proj", "feed_forward.up_proj")),
     ),
-    refuses=FUSED_EXPERTS_REFUSED,
+    formats=FUSED_FORMATS,
+    formats_reason=FUSED_REASON,
 )

@@ -16,6 +16,7 @@ from toolchain.plan.memory import KV_FRACTION, kv_bytes_per_token
 from toolchain.plan.parallel import parallel_findings, serving_findings
 from toolchain.plan.policy import Policy
 from toolchain.plan.types import Estimates, Serving
+from toolchain.recipes import Recipe
 from toolchain.targets.base import Target
 from toolchain.targets.support import check_target
 
@@ -31,10 +32,6 @@ def model_findings(info: ModelInfo, policy: Policy) -> Iterator[Finding]:
         yield Finding(
             code="TC-141", where=info.source, message=message, hint="start from the BF16 release of the model"
         )
-    if info.family.refuses:
-        message = f"{info.family.name} can be planned but not quantized yet: {info.family.refuses}"
-        hint = "serve it in its source dtype, or choose a family whose experts are stored one by one"
-        yield Finding(code="TC-140", where=info.source, message=message, hint=hint)
     if not any(linear.part.role in policy.roles for linear in info.linears):
         message = f"policy {policy.name} quantizes nothing: the model has no {_names(policy.roles)}"
         yield Finding(code="TC-142", where="--policy", message=message, hint="use --policy all-linear")
@@ -48,6 +45,31 @@ def model_findings(info: ModelInfo, policy: Policy) -> Iterator[Finding]:
         message = "planned from config.json alone: there are no weights to quantize here"
         hint = "fetch the safetensors files before quantizing"
         yield Finding(code="TC-144", where=info.source, message=message, hint=hint, severity="warning")
+
+
+def storage_findings(info: ModelInfo, format: Format, policy: Policy, target: Target) -> Iterator[Finding]:
+    """Whether the family's way of storing experts has a place for this format, and the target a loader for it."""
+    if not info.is_moe or Role.ROUTED_EXPERT not in policy.roles:
+        return
+    reason = info.family.refusal(format.name, target.name)
+    if reason:
+        fitting = [name for name in info.family.formats or () if not info.family.refusal(name, target.name)]
+        message = (
+            f"experts of {info.family.name} cannot be stored as {format.name} for {target.name}: {reason}"
+        )
+        hint = f"use --format {' or '.join(fitting)}"
+        yield Finding(code="TC-140", where="--format", message=message, hint=hint)
+
+
+def recipe_findings(info: ModelInfo, recipe: Recipe, policy: Policy) -> Iterator[Finding]:
+    """Whether fused experts have a place for what the recipe adds: a channel scale per expert has none."""
+    transform = recipe.on("transform")
+    if transform and info.family.fuses_experts and Role.ROUTED_EXPERT in policy.roles:
+        message = (
+            f"recipe {transform} gives each expert a pre_quant_scale, and experts of {info.family.name}, stored in one "
+            f"tensor per layer, have no place for it"
+        )
+        yield Finding(code="TC-140", where="--recipe", message=message, hint="leave it out of --recipe")
 
 
 def _names(roles: tuple[Role, ...]) -> str:
@@ -86,6 +108,7 @@ def request_findings(
     experts = info.is_moe and Role.ROUTED_EXPERT in policy.roles
     return [
         *model_findings(info, policy),
+        *storage_findings(info, format, policy, target),
         *format_findings(info, format, policy),
         *rank_findings(info, format, policy, serving),
         *parallel_findings(info, target, serving),

@@ -13,7 +13,7 @@ from toolchain.formats.base import Format
 from toolchain.models.reader import model_identity
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import assign
-from toolchain.plan.checks import memory_findings, request_findings
+from toolchain.plan.checks import memory_findings, recipe_findings, request_findings
 from toolchain.plan.estimate import estimate
 from toolchain.plan.memory import held_kv_cache
 from toolchain.plan.policy import Policy, default_policy, get_policy
@@ -83,6 +83,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
     names = {item.name: getattr(request, item.name) for item in fields(request)}
     del names["recipe"]
     findings = request_findings(info, **names)
+    findings += recipe_findings(info, request.recipe, request.policy)
     del names["version"]
     computable = _computable(request.serving)
     assignments = assign(info, request.format, request.policy, request.kv_cache)

@@ -87,10 +87,9 @@ def check_coverage(model: nn.Module, plan: Plan, family: Family) -> None:
 
 
 def fused_groups(modules: dict[str, str], family: Family) -> list[list[str]]:
-    """Quantized module paths, grouped as runtimes fuse them: q/k/v of one attention, gate/up of one expert."""
+    """Quantized module paths, grouped as runtimes fuse them: q/k/v of one attention, gate/up of one expert, or the
+    same of all experts where one tensor holds them."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for path in modules:
-        stored = family.to_checkpoint(path)
-        parent, _, projection = stored.rpartition(".")
-        groups.setdefault((parent, family.fused_siblings(projection)), []).append(path)
+        groups.setdefault(family.shared_scales(family.to_checkpoint(path)), []).append(path)
     return list(groups.values())

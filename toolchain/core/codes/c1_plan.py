@@ -69,7 +69,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Fewer or shorter requests, an FP8 KV cache, a smaller format, more GPUs, or a larger one.",
     ),
     "TC-131": ("max_seq_len is more than the model has positions for", "Lower --max-seq-len."),
-    "TC-140": ("The family cannot be quantized yet", "Planning works; the finding says what is missing."),
+    "TC-140": (
+        "The family's storage of experts has no place for this format or recipe, or the target no loader for it",
+        "gpt-oss and Llama 4 store all experts of a layer in one tensor: the finding names the formats that fit.",
+    ),
     "TC-141": ("The source is already quantized", "Start from the BF16 or FP16 release of the model."),
     "TC-142": (
         "The policy quantizes nothing",
