@@ -2,11 +2,13 @@
 
 Why: ModelOpt gives a fused module one input quantizer for all experts, ignores its MoE calibration options, falls back
 to plain rounding under AWQ and fails to export INT4. Per-expert Linears have none of these limits, and carry the names
-of the checkpoint. The forward pass is the same mathematics (tests compare with transformers' own).
+of the checkpoint. The forward pass is the same mathematics (tests compare with transformers' own). Layouts that differ
+from the usual one are in ``expert_variants.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,32 +20,37 @@ from toolchain.core.errors import ToolchainError
 class ExpertMLP(nn.Module):
     """One routed expert: down(act(gate(x)) * up(x))."""
 
-    def __init__(self, gate_up: torch.Tensor, down: torch.Tensor, act_fn: Any) -> None:
-        """``gate_up`` [2*I, H] and ``down`` [H, I] are shared, not copied: views of the fused parameters."""
+    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, act_fn: Any) -> None:
         super().__init__()
-        gate, up = gate_up.chunk(2, dim=0)
-        self.gate_proj = _linear(gate)
-        self.up_proj = _linear(up)
-        self.down_proj = _linear(down)
+        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
         self.act_fn = act_fn
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def _linear(weight: torch.Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
+def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """A Linear around ``weight`` [out, in], shared and not copied."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
 
 
 class UnfusedExperts(nn.ModuleList):
-    """Drop-in for transformers' ``*Experts`` modules: (hidden [T, H], indices [T, k], weights [T, k]) -> [T, H]."""
+    """Drop-in for transformers' ``*Experts`` modules: (hidden [T, H], indices [T, k], weights [T, k]) -> [T, H].
 
-    def __init__(self, fused: nn.Module) -> None:
-        gate_up, down, act_fn = fused.gate_up_proj.data, fused.down_proj.data, fused.act_fn
-        super().__init__(ExpertMLP(gate_up[index], down[index], act_fn) for index in range(len(down)))
-        self.num_experts = len(down)
+    The common base of all variants: coverage, routing agreement and calibration listen at its three arguments.
+    """
+
+    def __init__(self, experts: Iterable[nn.Module]) -> None:
+        super().__init__(experts)
+        self.num_experts = len(self)
+
+    def run(self, expert: nn.Module, rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """One expert on its tokens ``rows`` [t, H] with their routing weights ``scales`` [t, 1]."""
+        return expert(rows) * scales
 
     def forward(self, hidden: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Tokens are sorted by expert once, so each expert runs one matmul over its contiguous rows."""
@@ -58,27 +65,52 @@ class UnfusedExperts(nn.ModuleList):
         for expert, count in zip(self, counts, strict=True):
             if count:
                 rows = tokens[start : start + count]
-                result = expert(hidden[rows]) * scales[start : start + count]
+                result = self.run(expert, hidden[rows], scales[start : start + count])
                 output.index_add_(0, rows, result.to(output.dtype))
             start += count
         return output
 
 
-def unfuse_experts(model: nn.Module) -> int:
-    """Replace every fused experts module of ``model`` in place; returns how many. The weights are shared, not copied.
+def unfuse_experts(model: nn.Module, *, blank: bool = False) -> int:
+    """Replace every fused experts module of ``model`` in place; returns how many.
 
-    Raises ToolchainError for a fused layout whose mathematics is not the plain gated MLP (gpt-oss, Llama 4).
+    Weights that are stored output-first are shared, not copied; input-first ones are copied layer by layer, or only
+    allocated when ``blank`` says that they hold nothing yet. Raises ToolchainError TC-203 for a layout whose
+    mathematics is not known here.
     """
-    replaced = 0
+    from toolchain.modeling.expert_variants import VARIANTS
+
+    replaced: list[str] = []
     for path, module in list(model.named_modules()):
-        gate_up = getattr(module, "gate_up_proj", None)
-        if not isinstance(gate_up, nn.Parameter) or gate_up.dim() != 3:
+        variant = VARIANTS.get(type(module).__name__)
+        if any(path.startswith(f"{done}.") for done in replaced[-1:]):
+            continue  # a variant may replace the block around the experts
+        if variant is not None:
+            new: nn.Module = variant(module, blank)
+        elif _is_fused(module):
+            _refuse_other_layouts(path, module)
+            new = _plain(module)
+        else:
             continue
-        _refuse_other_layouts(path, module)
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, UnfusedExperts(module))
-        replaced += 1
-    return replaced
+        setattr(model.get_submodule(parent), name, new)
+        replaced.append(path)
+    return len(replaced)
+
+
+def _is_fused(module: nn.Module) -> bool:
+    gate_up = getattr(module, "gate_up_proj", None)
+    return isinstance(gate_up, nn.Parameter) and gate_up.dim() == 3
+
+
+def _plain(fused: Any) -> UnfusedExperts:
+    """``gate_up_proj`` [E, 2*I, H] and ``down_proj`` [E, H, I]: the experts are views of them."""
+    gate_up, down = fused.gate_up_proj.data, fused.down_proj.data
+    experts = []
+    for index in range(len(down)):
+        gate, up = gate_up[index].chunk(2, dim=0)
+        experts.append(ExpertMLP(linear(gate), linear(up), linear(down[index]), fused.act_fn))
+    return UnfusedExperts(experts)
 
 
 def _refuse_other_layouts(path: str, module: nn.Module) -> None:
@@ -94,6 +126,6 @@ def _refuse_other_layouts(path: str, module: nn.Module) -> None:
         raise ToolchainError(
             f"{path} ({type(module).__name__}) stores its experts in a layout that cannot be split into plain gated "
             f"MLPs: {flags}, interleaved={interleaved}, own gate={not plain_gate}",
-            hint="this family can be planned, not quantized yet",
+            hint="this family can be planned, not quantized yet; add it to toolchain/modeling/expert_variants.py",
             code="TC-203",
         )
