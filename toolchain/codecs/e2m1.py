@@ -1,4 +1,4 @@
-"""NVFP4 arithmetic: E2M1 elements, E4M3 scale per block of 16, FP32 scale per tensor.
+"""NVFP4 arithmetic: E2M1 elements, E4M3 scale per block of 16 (W4A8: 32), FP32 scale per tensor.
 
 Source: ModelOpt 0.47 ``qtensor/nvfp4_tensor.py`` (rounding to nearest, ties to even mantissa; block scale clamped to
 [2**-9, 448]; an all-zero block has scale 1). Bit-exact with it (tests/test_codecs.py).
@@ -27,9 +27,14 @@ def global_scale(amax: torch.Tensor) -> torch.Tensor:
     return usable_amax(amax) / (E2M1_MAX * E4M3_MAX)
 
 
-def block_scales(x: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
-    """[..., K] -> E4M3 scales [..., K/16] under the tensor scale ``scale_2``."""
-    amax = x.unflatten(-1, (-1, BLOCK)).abs().amax(-1).float()
+def global_scale_fp8(amax: torch.Tensor) -> torch.Tensor:
+    """The same where kernels expand the blocks to E4M3 and need them below 448: amax / 448, float32."""
+    return usable_amax(amax) / E4M3_MAX
+
+
+def block_scales(x: torch.Tensor, scale_2: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+    """[..., K] -> E4M3 scales [..., K/block] under the tensor scale ``scale_2``."""
+    amax = x.unflatten(-1, (-1, block)).abs().amax(-1).float()
     scales = amax / (E2M1_MAX * scale_2)
     scales[scales == 0] = 1.0
     return scales.clamp_(E4M3_TINY, E4M3_MAX).to(torch.float8_e4m3fn)
@@ -46,8 +51,9 @@ def magnitude_codes(magnitude: torch.Tensor) -> torch.Tensor:
 
 
 def encode(x: torch.Tensor, scales: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
-    """[..., K] with its block scales -> uint8 codes [..., K] (sign in bit 3)."""
-    scaled = (x.unflatten(-1, (-1, BLOCK)) / (scales.float() * scale_2).unsqueeze(-1)).flatten(-2)
+    """[..., K] with its block scales [..., K/block] -> uint8 codes [..., K] (sign in bit 3)."""
+    blocks = x.unflatten(-1, (scales.shape[-1], -1))
+    scaled = (blocks / (scales.float() * scale_2).unsqueeze(-1)).flatten(-2)
     negative = scaled < 0
     return magnitude_codes(scaled.abs_()) | (negative.to(torch.uint8) << 3)
 
@@ -62,20 +68,25 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed & 0x0F, packed >> 4), dim=-1).flatten(-2)
 
 
+def values_of(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 codes -> float32 values, unscaled."""
+    table = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.float32, device=codes.device)
+    return table[codes.int()]
+
+
 def decode(
     codes: torch.Tensor, scales: torch.Tensor, scale_2: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """uint8 codes [..., K] -> values in ``dtype``."""
-    table = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.float32, device=codes.device)
-    values = table[codes.int()].unflatten(-1, (-1, BLOCK))
+    """uint8 codes [..., K] with block scales [..., K/block] -> values in ``dtype``."""
+    values = values_of(codes).unflatten(-1, (scales.shape[-1], -1))
     return (values * (scales.float() * scale_2).unsqueeze(-1)).flatten(-2).to(dtype)
 
 
-def fake_quantize(x: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+def fake_quantize(x: torch.Tensor, scale_2: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
     """[..., K] -> the values that NVFP4 with dynamic block scales would hold, same dtype."""
-    scales = block_scales(x, scale_2)
+    scales = block_scales(x, scale_2, block)
     factor = (scales.float() * scale_2).unsqueeze(-1)
-    scaled = x.unflatten(-1, (-1, BLOCK)) / factor
+    scaled = x.unflatten(-1, (-1, block)) / factor
     rounded = _round_e2m1(scaled)
     return (rounded * factor).flatten(-2).to(x.dtype)
 

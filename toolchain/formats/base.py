@@ -12,6 +12,9 @@ DTYPE_BYTES = {
 }  # fmt: skip
 """Bytes per element of each dtype name that a safetensors header uses."""
 
+WEIGHT_SCALES = ("weight_scale", "weight_scale_inv")
+"""Suffixes of which every quantized Linear has one: what tells its bytes from those of a plain one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
@@ -20,6 +23,8 @@ class Stored:
     suffix: str
     dtype: str
     """Safetensors dtype name; ``source`` means the dtype of the model (bf16 as a rule)."""
+    aliases: tuple[str, ...] = ()
+    """Other suffixes under which exporters store the same numbers, perhaps with extra dimensions of size 1."""
     shape: Callable[[int, int], tuple[int, ...]]
     """Shape from (out_features, in_features)."""
     required: bool = True
@@ -34,11 +39,17 @@ class Format:
     title: str
     quant_algo: str
     """Value of ``quant_algo`` in hf_quant_config.json: a member of TensorRT-LLM's strict QuantAlgo enum."""
+    algo_aliases: tuple[str, ...] = ()
+    """Other values that mean the same, written by ModelOpt's exporter. Read, never written."""
     modelopt_preset: str
     """Name in ``modelopt.torch.quantization`` of the preset whose quantizer settings are used."""
+    modelopt_format: str
+    """What ModelOpt's exporter calls a Linear with these quantizers (``get_quantization_format``)."""
     weight_bits: int
     activation: str
-    """What the target computes on: ``bf16``, ``fp8`` (static per tensor), ``nvfp4`` (dynamic blocks, static scale)."""
+    """What the target computes on: ``bf16`` (not rounded), ``fp8`` and ``int8`` (static per tensor), ``fp8_token``
+    (dynamic, one scale per token), ``fp8_group`` (dynamic, one per 128 elements of a token), ``mxfp8`` (dynamic, one
+    power of two per 32), ``nvfp4`` (dynamic blocks of 16 under a static scale)."""
     stored: tuple[Stored, ...]
     group_size: int | None = None
     """Elements of in_features that share a block scale; None for one scale per tensor."""
@@ -54,6 +65,11 @@ class Format:
     """Policy preset that is the default for a mixture-of-experts model."""
     default_recipe: str = "max"
     """Recipe (``toolchain.recipes``) that the format's name promises: ``awq`` for int4_awq."""
+
+    @property
+    def has_pre_quant_scale(self) -> bool:
+        """True when a factor per input channel is stored with every matrix whose norm does not take it."""
+        return any(item.suffix == "pre_quant_scale" for item in self.stored)
 
     @property
     def has_input_scale(self) -> bool:
@@ -72,6 +88,17 @@ class Format:
     def bits_per_weight(self, out_features: int = 4096, in_features: int = 4096) -> float:
         """Effective bits per weight, scales included."""
         return self.stored_bytes(out_features, in_features) * 8 / (out_features * in_features)
+
+
+def same_stored(left: Format, right: Format) -> bool:
+    """True when a checkpoint cannot tell the two apart: GPTQ and AWQ choose other numbers for one layout."""
+    return left.quant_algo == right.quant_algo
+
+
+PRE_QUANT_SCALE = Stored(
+    suffix="pre_quant_scale", dtype="source", shape=lambda n, k: (k,), required=False, scale=True
+)
+"""A factor per input channel; absent where the norm before the matrix took it."""
 
 
 def scalar(_out_features: int, _in_features: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ FP8 = Format(
     title="FP8 E4M3, per-tensor weights and activations",
     quant_algo="FP8",
     modelopt_preset="FP8_DEFAULT_CFG",
+    modelopt_format="fp8",
     weight_bits=8,
     activation="fp8",
     stored=(

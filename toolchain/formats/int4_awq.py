@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from toolchain.formats.base import Format, Stored
+from toolchain.formats.base import PRE_QUANT_SCALE, Format, Stored
 
 INT4_AWQ = Format(
     name="int4_awq",
     title="INT4 AWQ, groups of 128, weights only",
     quant_algo="W4A16_AWQ",
     modelopt_preset="INT4_AWQ_CFG",
+    modelopt_format="int4_awq",
     weight_bits=4,
     activation="bf16",
     stored=(
         Stored(suffix="weight", dtype="U8", shape=lambda n, k: (n // 2, k)),
         Stored(suffix="weight_scale", dtype="F32", shape=lambda n, k: (n, k // 128), scale=True),
-        Stored(suffix="pre_quant_scale", dtype="source", shape=lambda n, k: (k,), required=False, scale=True),
+        PRE_QUANT_SCALE,
     ),
     group_size=128,
     in_multiple=128,

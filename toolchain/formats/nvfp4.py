@@ -9,6 +9,7 @@ NVFP4 = Format(
     title="NVFP4 E2M1, blocks of 16 with E4M3 scales, weights and activations",
     quant_algo="NVFP4",
     modelopt_preset="NVFP4_DEFAULT_CFG",
+    modelopt_format="nvfp4",
     weight_bits=4,
     activation="nvfp4",
     stored=(
