@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from toolchain.modeling.loading import load_source
+from tests.planning import plan_for
+from toolchain.checkpoint.audit import audit
+from toolchain.core.progress import Silent
+from toolchain.modeling.loading import load_checkpoint, load_source
+from toolchain.quantize.job import calibrate
 
 CPU = torch.device("cpu")
 FUSED = ("gpt_oss", "llama4_text")
@@ -24,6 +28,11 @@ def transformers_model(source: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, experts_implementation="eager").eval()
+
+
+def output_directory(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 @pytest.mark.parametrize("kind", FUSED)
@@ -59,3 +68,18 @@ def test_gpt_oss_clamps_and_biases_are_kept(tmp_path: Path) -> None:
     logits = ours(sample()).logits
     assert seen[0].max() > 7
     torch.testing.assert_close(logits, transformers_model(source)(sample()).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format_name", ["nvfp4", "fp8", "w4a16_nvfp4"])
+@pytest.mark.parametrize("kind", FUSED)
+def test_every_format_passes_its_audit_and_runs(
+    tiny: Tiny, tmp_path: Path, kind: str, format_name: str
+) -> None:
+    source, output = tiny(kind), tmp_path / "out"
+    done = calibrate(plan_for(source, format_name, policy="all-linear"), device="cpu")
+    done.exporter.write(output_directory(output), Silent())
+    model = load_checkpoint(output, device=CPU)
+    with torch.no_grad():
+        assert torch.equal(model(sample()).logits, done.model(sample()).logits)
+    verdict = audit(output, against=source)
+    assert verdict.passed, [str(finding) for finding in verdict.findings]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import ToolchainError
+from toolchain.families import Family
 from toolchain.models.shards import read_tensors
 from toolchain.models.types import TensorInfo
 
@@ -42,10 +43,10 @@ class CheckpointReader:
             self._open[file] = safe_open(self.directory / file, framework="pt").__enter__()
         return self._open[file]
 
-    def modules(self) -> Iterator[tuple[str, dict[str, str]]]:
+    def modules(self, family: Family) -> Iterator[tuple[str, dict[str, str]]]:
         """(module name, suffix -> tensor name), in the order of the shards: ``...q_proj`` -> {weight, weight_scale}."""
         grouped: dict[str, dict[str, str]] = {}
         for name in self.infos:
-            module, _, suffix = name.rpartition(".")
+            module, suffix = family.split(name)
             grouped.setdefault(module, {})[suffix] = name
         yield from grouped.items()

@@ -94,9 +94,11 @@ class Family:
 
     def join(self, module: str, suffix: str, format_name: str = "") -> str:
         """Inverse of ``split`` for a module that is stored in ``format_name``."""
-        if self.fuses_experts and fused.split_name(module) is not None:
-            return fused.join_name(module, suffix, format_name)
-        return f"{module}.{suffix}"
+        return fused.join_name(module, suffix, format_name) if self.is_fused(module) else f"{module}.{suffix}"
+
+    def is_fused(self, module: str) -> bool:
+        """True when ``module`` is one tensor with all experts of a layer."""
+        return self.fuses_experts and fused.split_name(module) == (module, "weight")
 
     def members(self, module: str, experts: int) -> list[list[str]]:
         """Per expert, the names of the matrices that a fused module holds."""

@@ -19,6 +19,7 @@ from torch import nn
 from toolchain.checkpoint.quant_config import read_quant_config
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.codecs import Codec, get_codec
+from toolchain.codecs.fused import split_experts
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import read_json
 from toolchain.families import Family, get_family
@@ -103,13 +104,17 @@ def load_checkpoint(
     )
     model = _empty_model(directory, dtype)
     filler = _Filler(model, family, model.dtype, emulate_activations)
-    for module_name, suffixes in reader.modules():
+    for module_name, suffixes in reader.modules(family):
         tensors = {suffix: reader.get(name) for suffix, name in suffixes.items()}
         found = quant.format_of(module_name) if quant and "weight_scale" in suffixes else None
-        if found is not None:
-            filler.fill_quantized(module_name, tensors, get_codec(found.name))
-        else:
-            filler.fill_plain(module_name, tensors)
+        whole = [(module_name, tensors)]
+        for name, own in (
+            split_experts(family, module_name, tensors) if family.is_fused(module_name) else whole
+        ):
+            if found is not None:
+                filler.fill_quantized(name, own, get_codec(found.name))
+            else:
+                filler.fill_plain(name, own)
     filler.finish(directory)
     model = model.eval().to(device)
     filler.attach_inputs(device)
@@ -152,7 +157,7 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> Any:
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype or config.dtype, experts_implementation="eager"
         )
-    unfuse_experts(model)
+    unfuse_experts(model, blank=True)
     return model
 
 

@@ -25,19 +25,28 @@ from toolchain.checkpoint.quant_config import (
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.checkpoint.writer import write_shards
 from toolchain.codecs import get_codec
+from toolchain.codecs.fused import fuse_experts
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import atomic_write_json, read_json
 from toolchain.core.progress import Progress
 from toolchain.core.roles import Role
 from toolchain.families import Family
 from toolchain.formats import get_format
+from toolchain.models.types import TensorInfo
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import scales
 from toolchain.quantize.accuracy import Applied
 
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
 """What travels beside the weights: tokenizer, generation config, templates, licences."""
-NOT_COPIED = ("config.json", FILE, "model.safetensors.index.json", "plan.json", "quantize.json")
+NOT_COPIED = (
+    "config.json",
+    FILE,
+    "model.safetensors.index.json",
+    "plan.json",
+    "quantize.json",
+    "coverage.json",
+)
 
 
 class Exporter:
@@ -60,9 +69,13 @@ class Exporter:
     def _modules(self) -> Iterator[str]:
         """Names of modules with a matrix: what a quantization config speaks about."""
         for info in self.reader.infos.values():
-            module, _, suffix = info.name.rpartition(".")
-            if suffix == "weight" and len(info.shape) == 2:
+            module, suffix = self.family.split(info.name)
+            if suffix == "weight" and self._is_matrix(module, info):
                 yield module
+
+    def _is_matrix(self, module: str, info: TensorInfo) -> bool:
+        """True for what a format can be given to: [out, in], or the fused experts of a layer."""
+        return len(info.shape) == 2 or (len(info.shape) == 3 and self.family.is_fused(module))
 
     def _format(self, module: str) -> str:
         return self.plan.format_of(self.family, module)
@@ -70,10 +83,14 @@ class Exporter:
     def _tensors(self, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
         infos = self.reader.infos
         for name in progress.track(infos, description="export", total=len(infos)):
-            module, _, suffix = name.rpartition(".")
+            module, suffix = self.family.split(name)
             format_name = self._format(module)
-            if suffix == "weight" and len(infos[name].shape) == 2 and format_name != SOURCE_DTYPE:
-                yield from self._pack(module, format_name)
+            quantized = format_name != SOURCE_DTYPE and self._is_matrix(module, infos[name])
+            if suffix == "weight" and quantized and self.family.is_fused(module):
+                yield from self._pack_fused(module, format_name, infos[name].shape[0])
+            elif suffix == "weight" and quantized:
+                for kind, tensor in self._packed(module, format_name).items():
+                    yield f"{module}.{kind}", tensor
             elif suffix == "weight" and self.family.to_module(module) in self.applied.folded_norms:
                 yield name, self.model.get_submodule(self.family.to_module(module)).weight.data
             else:
@@ -82,16 +99,19 @@ class Exporter:
                 yield from self._kv_scale(module)
 
     @torch.no_grad()
-    def _pack(self, module: str, format_name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def _packed(self, module: str, format_name: str) -> dict[str, torch.Tensor]:
+        """One Linear's tensors by suffix, as a checkpoint with one entry per matrix stores them."""
         path = self.family.to_module(module)
         if path in self.applied.packed:
-            for suffix, tensor in self.applied.packed[path].items():
-                yield f"{module}.{suffix}", tensor
-            return
+            return self.applied.packed[path]
         linear: Any = self.model.get_submodule(path)
         found = scales.calibrated(linear, path, needs_input=get_format(format_name).has_input_scale)
-        for suffix, tensor in get_codec(format_name).pack(linear.weight.data, found).items():
-            yield f"{module}.{suffix}", tensor
+        return get_codec(format_name).pack(linear.weight.data, found)
+
+    def _pack_fused(self, module: str, format_name: str, experts: int) -> Iterator[tuple[str, torch.Tensor]]:
+        names = [name for group in self.family.members(module, experts) for name in group]
+        matrices = [self._packed(name, format_name) for name in names]
+        yield from fuse_experts(self.family, module, format_name, matrices).items()
 
     def _kv_scale(self, module: str) -> Iterator[tuple[str, torch.Tensor]]:
         parent, _, projection = self.family.to_module(module).rpartition(".")

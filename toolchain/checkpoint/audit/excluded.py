@@ -18,11 +18,11 @@ def exclude_list(subject: Subject) -> Iterator[Finding]:
         yield from _mixed(subject)
         return
     for module in subject.quantized:
-        if quant.excludes(module):
+        if subject.excludes(module):
             yield Finding(code="TC-315", where=module, message="is quantized, but exclude_modules names it")
     for module in subject.plain:
         part = subject.part(module)
-        if not quant.excludes(module) and part.role is not Role.NORM:
+        if not subject.excludes(module) and part.role is not Role.NORM:
             yield Finding(
                 code="TC-316",
                 where=module,
@@ -30,8 +30,9 @@ def exclude_list(subject: Subject) -> Iterator[Finding]:
                 hint="runtimes would read these bytes as quantized",
             )
     tied = (TIED_HEAD,) if text_config(subject.config).get("tie_word_embeddings") else ()
+    plain = [name for module in subject.plain for name in subject.excluded_as(module)]
     for pattern in quant.exclude_modules:
-        if not any(matches((pattern,), module) for module in (*subject.plain, *tied)):
+        if not any(matches((pattern,), module) for module in (*plain, *tied)):
             yield Finding(
                 code="TC-317",
                 where=f"{FILE}: {pattern}",

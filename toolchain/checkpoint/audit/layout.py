@@ -44,8 +44,10 @@ def _module_tensors(subject: Subject, module: str, found: Format) -> Iterator[Fi
             )
         if shape is None:
             yield Finding(code="TC-312", where=where, message=f"shape {info.shape} is not that of a matrix")
-        elif (expected := item.shape(*shape)) != info.shape and not (expected == () and info.shape == (1,)):
-            yield Finding(code="TC-312", where=where, message=f"shape {info.shape}, expected {expected}")
+        elif (expected := item.shape(*shape)) != (actual := subject.own_shape(module, info)) and not (
+            expected == () and actual == (1,)
+        ):
+            yield Finding(code="TC-312", where=where, message=f"shape {actual}, expected {expected}")
     known = {item.suffix for item in found.stored} | {"bias", *KV_SUFFIXES}
     for suffix in sorted(set(tensors) - known):
         yield Finding(
@@ -84,28 +86,33 @@ def inventory(subject: Subject) -> Iterator[Finding]:
         )
         yield from _experts_by_count(subject)
         return
-    infos = subject.reader.infos
     for name, info in expected.items():
-        module = name.rpartition(".")[0]
-        if name not in infos:
+        module, suffix = subject.family.split(name)
+        stored = subject.modules.get(module, {}).get(suffix)
+        if stored is None:
             role = subject.part(name).role
             code = "TC-318" if role is Role.ROUTED_EXPERT else "TC-319"
             yield Finding(code=code, where=name, message=f"missing; config.json describes it as {info.shape}")
             continue
-        actual = (
-            subject.weight_shape(module) if name.endswith(".weight") and module in subject.quantized else None
-        )
-        if (actual or infos[name].shape) != info.shape:
-            yield Finding(
-                code="TC-312",
-                where=name,
-                message=f"describes {actual or infos[name].shape}, config.json {info.shape}",
-            )
+        actual = stored.shape
+        if suffix == "weight" and module in subject.quantized:
+            actual = _model_shape(subject, module) or actual
+        if actual != info.shape:
+            yield Finding(code="TC-312", where=name, message=f"describes {actual}, config.json {info.shape}")
+    described = {subject.family.split(name)[0] for name in expected}
     for module in subject.quantized:
-        if f"{module}.weight" not in expected and subject.part(module).role is not Role.OTHER:
+        if module not in described and subject.part(module).role is not Role.OTHER:
             yield Finding(
                 code="TC-319", where=f"{module}.weight", message="config.json describes no such module"
             )
+
+
+def _model_shape(subject: Subject, module: str) -> tuple[int, ...] | None:
+    """Shape that the model has for the weight of a quantized module: fused experts are [E, in, out] there."""
+    shape = subject.weight_shape(module)
+    if shape is None or not subject.family.is_fused(module):
+        return shape
+    return (subject.copies(module), *shape[::-1])
 
 
 def _experts_by_count(subject: Subject) -> Iterator[Finding]:

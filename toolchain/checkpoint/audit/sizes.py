@@ -39,7 +39,7 @@ def _parameters(subject: Subject) -> int:
         shape = subject.weight_shape(module) if module in subject.quantized else None
         for suffix, info in tensors.items():
             if suffix == "weight" and shape:
-                total += shape[0] * shape[1]
+                total += shape[0] * shape[1] * subject.copies(module)
             elif not suffix.endswith(("_scale", "_scale_2")):
                 total += info.parameters
     return total

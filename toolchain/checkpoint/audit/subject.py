@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from toolchain.models.types import TensorInfo, decoder_part
 from toolchain.plan.types import Plan
 
 KV_SUFFIXES = ("k_scale", "v_scale")
+MX_NAMES = ("_blocks", "_scales")
+"""Ends of the fused names that store the output dimension first."""
 
 
 @dataclass
@@ -64,13 +67,34 @@ class Subject:
         """(out_features, in_features) undone from the stored shape; None when it is not a matrix."""
         found = self.format_of(module)
         stored = self.modules[module].get("weight")
-        if found is None or stored is None or len(stored.shape) != 2:
+        shape = self.own_shape(module, stored) if stored else ()
+        if found is None or len(shape) != 2:
             return None
         unit_out, unit_in = next(item for item in found.stored if item.suffix == "weight").shape(
             1 << 10, 1 << 10
         )
-        rows, columns = stored.shape
+        rows, columns = shape
         return rows * (1 << 10) // unit_out, columns * (1 << 10) // unit_in
+
+    def own_shape(self, module: str, info: TensorInfo) -> tuple[int, ...]:
+        """Shape of a tensor of ``module``; of fused experts that of one expert, output dimension first."""
+        if not self.family.is_fused(module) or len(info.shape) < 2:
+            return info.shape
+        own = info.shape[1:]
+        if info.name.endswith(MX_NAMES):
+            return (own[0], prod(own[1:]))
+        return own[::-1]
+
+    def copies(self, module: str) -> int:
+        """How many matrices ``module`` holds: 1, or the experts of a fused one (gate and up count as one)."""
+        return self.modules[module]["weight"].shape[0] if self.family.is_fused(module) else 1
+
+    def excluded_as(self, module: str) -> tuple[str, ...]:
+        """Names under which a quantization config may exclude a module: fused experts also under their parent's."""
+        return (module, module.rpartition(".")[0]) if self.family.is_fused(module) else (module,)
+
+    def excludes(self, module: str) -> bool:
+        return any(self.quant.excludes(name) for name in self.excluded_as(module))
 
 
 def open_subject(directory: Path) -> Subject:
@@ -89,7 +113,7 @@ def open_subject(directory: Path) -> Subject:
     )
     subject = Subject(directory=directory, reader=reader, config=config, quant=quant, family=family)
     for name, info in reader.infos.items():
-        module, _, suffix = name.rpartition(".")
+        module, suffix = family.split(name)
         subject.modules.setdefault(module, {})[suffix] = info
     return subject
 

@@ -21,9 +21,9 @@ def scales(subject: Subject, progress: Progress) -> Iterator[Finding]:
         found = subject.format_of(module) if module in subject.quantized else None
         wanted = {item.suffix for item in found.stored if item.scale} if found else set()
         for suffix in sorted((wanted | set(KV_SUFFIXES)) & set(tensors)):
-            yield from _scale(f"{module}.{suffix}", subject.reader.get(f"{module}.{suffix}"))
+            yield from _scale(f"{module}.{suffix}", subject.reader.get(tensors[suffix].name))
         if found and tensors.get("weight") and tensors["weight"].dtype == "F8_E4M3":
-            yield from _nan_codes(f"{module}.weight", subject.reader.get(f"{module}.weight"))
+            yield from _nan_codes(f"{module}.weight", subject.reader.get(tensors["weight"].name))
 
 
 def _scale(where: str, tensor: torch.Tensor) -> Iterator[Finding]:
@@ -95,8 +95,8 @@ def against_source(subject: Subject, source: CheckpointReader, progress: Progres
     folded = subject.quant.quant_algo in ("W4A16_AWQ", "W4A8_AWQ")
     names = list(source.infos)
     for name in progress.track(names, description="compare with source", total=len(names)):
-        module = name.rpartition(".")[0]
-        if module in subject.quantized and name.endswith(".weight"):
+        module, suffix = subject.family.split(name)
+        if module in subject.quantized and suffix == "weight":
             continue
         role = subject.part(name).role.value
         if name not in subject.reader.infos:

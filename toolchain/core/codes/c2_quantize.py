@@ -13,7 +13,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-203": (
         "The experts of this model are stored in a layout that cannot be split into per-expert matrices",
-        "Families with transposed, interleaved or biased fused experts (gpt-oss, Llama 4) can be planned only.",
+        "Known are the usual gated MLP, gpt-oss and Llama 4; another one needs an entry in "
+        "toolchain/modeling/expert_variants.py.",
     ),
     "TC-204": (
         "Calibration data is missing, unreadable or too short",
@@ -30,5 +31,9 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-207": (
         "The model has no usable tokenizer, or one with ids that the model does not have",
         "Calibration needs the tokenizer that the model was trained with, beside its config.json.",
+    ),
+    "TC-208": (
+        "Experts that are stored in one tensor have different scales",
+        "Fused storage holds one scale for all experts of a layer. This is a bug of the export, not of the model.",
     ),
 }
