@@ -66,14 +66,14 @@ def test_samples_are_whole_runs_of_the_joined_documents(tiny: Tiny, tmp_path: Pa
 def test_the_chat_template_is_applied_when_asked(tiny: Tiny, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    data = write_jsonl(tmp_path / "data.jsonl", [{"messages": MESSAGES}] * 8)
-    settings = Calibration(data=str(data), samples=1, length_tokens=60, chat_template=True)
+    data = write_jsonl(tmp_path / "data.jsonl", [{"messages": MESSAGES}])
+    settings = Calibration(data=str(data), samples=1, length_tokens=33, chat_template=True)
     tokenizer = AutoTokenizer.from_pretrained(tiny("llama"))
     found = load_calibration(settings, tiny("llama"))
     expected = tokenizer.apply_chat_template(MESSAGES, tokenize=False)
     assert tokenizer.decode(found.tokens[0]).startswith(expected + "</s>")
     assert found.identity["template_sha256"]
-    plain = load_calibration(replace(settings, chat_template=False, length_tokens=20), tiny("llama"))
+    plain = load_calibration(replace(settings, chat_template=False, length_tokens=13), tiny("llama"))
     assert tokenizer.decode(plain.tokens[0]).startswith("why?\nbecause</s>")
     assert plain.identity["template_sha256"] is None
 

@@ -165,7 +165,7 @@ def test_awq_in_many_passes_is_awq_in_one(
     one = calibrate(plan, device="cpu", dtype=torch.float32)
     monkeypatch.setattr(awq_groups, "GRAM_BUDGET_BYTES", 1)
     many = calibrate(plan, device="cpu", dtype=torch.float32)
-    assert many.manifest["coverage"] == one.manifest["coverage"]
+    assert many.coverage == one.coverage
     assert many.manifest["awq_alpha"] == one.manifest["awq_alpha"]
     tokens = torch.randint(4, 260, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -183,7 +183,8 @@ def test_experts_without_tokens_are_reported_and_still_complete(tmp_path: Path, 
     gate[1], gate[3], gate[4:] = -gate[0], -gate[2], 0
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     manifest = quantize(plan_for(source, format_name), tmp_path / "out", device="cpu")
-    counts = manifest["coverage"]["model.layers.0.mlp.experts"]
+    coverage = json.loads((tmp_path / "out" / "coverage.json").read_text())
+    counts = coverage["layers"]["model.layers.0.mlp.experts"]["tokens"]
     assert counts[4:] == [0, 0] and min(counts[:4]) > 0 and sum(counts) == 8 * 128 * 2
     assert [pair for pair in manifest["starved_experts"] if "layers.0." in pair[0]] == [
         ["model.layers.0.mlp.experts", 4],

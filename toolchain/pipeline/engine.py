@@ -14,7 +14,13 @@ from toolchain.core.files import atomic_write_json, read_json, require_free_byte
 from toolchain.core.progress import Progress, Silent
 from toolchain.data.texts import read_texts
 from toolchain.models.reader import resolve_model
-from toolchain.pipeline.inputs import CALIBRATION_FILE, EVALUATION_FILE, model_files, text_identity
+from toolchain.pipeline.inputs import (
+    CALIBRATION_FILE,
+    EVALUATION_FILE,
+    model_files,
+    text_identity,
+    texts_identity,
+)
 from toolchain.pipeline.request import EngineRequest, make_request_plan
 from toolchain.pipeline.settings import build_settings, plan_settings, quantize_settings
 from toolchain.pipeline.stages import Stage, exclusive, refuse_foreign, run_stage
@@ -117,8 +123,8 @@ class _Run:
 
     @cached_property
     def _calibration_hash(self) -> str | None:
-        data = self.plan.calibration.data
-        return text_identity(Path(data) if data else self._source / CALIBRATION_FILE)
+        sources = self.plan.calibration.sources or (str(self._source / CALIBRATION_FILE),)
+        return texts_identity([Path(source) for source in sources])
 
     @property
     def _quantize_settings(self) -> dict[str, Any]:

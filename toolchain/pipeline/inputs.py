@@ -49,6 +49,12 @@ def _read_memory(memory: Path) -> dict[str, list[object]]:
     return value if isinstance(value, dict) else {}
 
 
+def texts_identity(paths: list[Path]) -> str | None:
+    """``text_identity`` of the only one, or one hash over those of several."""
+    found = [text_identity(path) for path in paths]
+    return found[0] if len(found) == 1 else sha256_json(found)
+
+
 def text_identity(path: Path | None) -> str | None:
     """SHA-256 of a text file, or over those of a directory of texts; None without one (a hub data set)."""
     if path is None:

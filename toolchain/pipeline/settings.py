@@ -26,11 +26,16 @@ def quantize_settings(
         "policy": plan.policy,
         "recipe": plan.recipe,
         "kv_cache": plan.kv_cache,
-        **{f"calibration.{key}": value for key, value in asdict(plan.calibration).items()},
+        **{f"calibration.{key}": _as_json(value) for key, value in asdict(plan.calibration).items()},
         "calibration.file": calibration_hash,
         "device": device,
         **{f"version of {name}": versions.get(name) for name in NUMERIC_PACKAGES},
     }
+
+
+def _as_json(value: Any) -> Any:
+    """Settings are compared with those that were read back from a record."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def plan_settings(plan: Plan) -> dict[str, Any]:
@@ -38,7 +43,9 @@ def plan_settings(plan: Plan) -> dict[str, Any]:
     value = plan.to_json()
     arithmetic = sha256_json([value.pop(key) for key in ("assignments", "estimates", "findings")])
     groups = {key: value.pop(key) for key in ("serving", "calibration")}
-    flat = {f"{group}.{key}": item for group, items in groups.items() for key, item in items.items()}
+    flat = {
+        f"{group}.{key}": _as_json(item) for group, items in groups.items() for key, item in items.items()
+    }
     return {**value, **flat, "arithmetic": arithmetic}
 
 

@@ -35,9 +35,9 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    data: str
-    """``PATH`` of a text or JSONL file or a directory of them, or a hub data set name; empty: the model
-    directory's own ``calibration.jsonl`` if it has one."""
+    data: str | tuple[str, ...]
+    """``PATH`` of a text or JSONL file or a directory of them, or a hub data set name, or several of these, drawn from
+    evenly; empty: the model directory's own ``calibration.jsonl`` if it has one."""
     samples: int = 128
     length_tokens: int = 512
     seed: int = 0
@@ -57,6 +57,15 @@ class Calibration:
     """Fail when an expert saw fewer than ``min_tokens_per_expert`` tokens (at least one) in the end."""
     allow_tf32: bool = False
     """TensorFloat-32 in matmuls of calibration: faster on GPUs, with 10 bits of mantissa."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, list):  # as JSON and YAML have it
+            object.__setattr__(self, "data", tuple(self.data))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """``data`` as a tuple; empty for the model's own."""
+        return (self.data,) if self.data and isinstance(self.data, str) else tuple(self.data)
 
 
 @dataclass(frozen=True, kw_only=True)

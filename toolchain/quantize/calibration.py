@@ -1,14 +1,12 @@
 """Calibration data: text -> token batches, and the identity of what was used.
 
-Sources: whatever ``toolchain.data`` reads (text, JSONL with ``text`` or ``messages``, a directory of them), or the name
-of a data set on the hub. Token sequences are packed: documents are joined with the
-end token between them and cut to equal lengths, so that no calibration token is padding.
+Token sequences are packed: the documents of a source are joined with the end token between them and cut to equal
+lengths, so that no calibration token is padding. Several sources take turns, so each gives the same number of samples.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,14 +17,19 @@ import torch
 
 from toolchain.core.errors import UsageError
 from toolchain.core.files import sha256_json
-from toolchain.data.hub import read_hub_texts
-from toolchain.data.texts import JSONL_SUFFIXES, TEXT_SUFFIXES, Sample, read_texts
+from toolchain.core.progress import Progress, Silent
+from toolchain.data.texts import Sample
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.models.config import read_config, text_config
 from toolchain.plan.types import Calibration
+from toolchain.quantize.documents import Documents, text_of
 
 DEFAULT_FILE = "calibration.jsonl"
 """A model directory may carry its own calibration text under this name."""
+
+
+POOL_FACTOR = 4
+"""Balanced sampling chooses from so many times the samples: each is routed once, so choosing costs that many passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +42,69 @@ class CalibrationSet:
     def batches(self, size: int) -> list[torch.Tensor]:
         return list(self.tokens.split(size))
 
+    def take(self, rows: list[int]) -> CalibrationSet:
+        """These samples alone, with the identity of what was chosen from what."""
+        if rows == list(range(len(self.tokens))):
+            return self
+        tokens = self.tokens[rows]
+        pool = {"samples": len(self.tokens), "tokens_sha256": self.identity["tokens_sha256"]}
+        chosen = {
+            "samples": len(rows),
+            "tokens_sha256": _tokens_hash(tokens),
+            "chosen_sha256": sha256_json(rows),
+        }
+        return CalibrationSet(tokens=tokens, identity={**self.identity, **chosen, "pool": pool})
 
-def load_calibration(settings: Calibration, model_directory: Path) -> CalibrationSet:
-    """Token batches for ``settings``. UsageError when the source does not exist or gives too few tokens."""
-    source = settings.data or _own_data(model_directory)
+
+def pool_samples(settings: Calibration) -> int:
+    """Samples to read: what is calibrated on, and what that is chosen from."""
+    budget = settings.max_samples if settings.min_tokens_per_expert else 0
+    factor = POOL_FACTOR if settings.sampling == "balanced" else 1
+    return max(factor * settings.samples, budget)
+
+
+def load_calibration(
+    settings: Calibration, model_directory: Path, progress: Progress | None = None
+) -> CalibrationSet:
+    """Token batches for ``settings``: the whole pool where samples are chosen later (``sampling.select``).
+
+    UsageError when a source does not exist or gives too few tokens.
+    """
+    sources = settings.sources or (_own_data(model_directory),)
     tokenizer = load_tokenizer(model_directory)
     template = tokenizer.chat_template if settings.chat_template else None
     if settings.chat_template and not template:
         raise UsageError(
             f"{model_directory} has no chat template", hint="omit --chat-template", code="TC-205"
         )
-    texts = (_text(sample, tokenizer, use_template=settings.chat_template) for sample in _samples(source))
-    tokens = _pack(texts, tokenizer, settings, source)
+    count, length = pool_samples(settings), settings.length_tokens
+    documents = Documents(seed=settings.seed, most=max(4096, 16 * count))
+    streams = [
+        _windows(documents.read(source), tokenizer, length, source, template is not None)
+        for source in sources
+    ]
+    tokens = torch.tensor(list(islice(_take_turns(streams), count)))
+    if documents.duplicates:
+        (progress or Silent()).note(
+            f"dropped {documents.duplicates} of {documents.seen} calibration documents: they are copies of others"
+        )
     _refuse_unknown_ids(tokens, model_directory)
     identity = {
-        "source": source,
+        "source": sources[0] if len(sources) == 1 else list(sources),
         "samples": len(tokens),
-        "length_tokens": settings.length_tokens,
+        "length_tokens": length,
         "seed": settings.seed,
+        "sampling": settings.sampling,
+        "documents": documents.seen,
+        "duplicates_dropped": documents.duplicates,
         "template_sha256": sha256_json(template) if template else None,
-        "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+        "tokens_sha256": _tokens_hash(tokens),
     }
     return CalibrationSet(tokens=tokens, identity=identity)
+
+
+def _tokens_hash(tokens: torch.Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def _refuse_unknown_ids(tokens: torch.Tensor, model_directory: Path) -> None:
@@ -88,43 +132,36 @@ def _own_data(model_directory: Path) -> str:
     )
 
 
-def _pack(texts: Iterator[str], tokenizer: Any, settings: Calibration, source: str) -> torch.Tensor:
-    """Documents in seeded order -> [samples, length]."""
-    wanted = settings.samples * settings.length_tokens
-    # A hub data set is a stream without end: shuffle within a bounded head of it.
-    documents = list(islice(texts, max(4096, 16 * settings.samples)))
-    random.Random(settings.seed).shuffle(documents)
+def _windows(
+    documents: Iterator[Sample], tokenizer: Any, length: int, source: str, use_template: bool
+) -> Iterator[list[int]]:
+    """Documents -> runs of ``length`` tokens. UsageError when they do not give even one."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     stream: list[int] = []
+    short = True
     for document in documents:
-        stream += [*tokenizer(document, add_special_tokens=False).input_ids, *end]
-        if len(stream) >= wanted:
-            break
-    if len(stream) < settings.length_tokens:
+        text = text_of(document, tokenizer, use_template=use_template)
+        stream += [*tokenizer(text, add_special_tokens=False).input_ids, *end]
+        at = 0
+        while len(stream) - at >= length:
+            short = False
+            yield stream[at : at + length]
+            at += length
+        del stream[:at]
+    if short:
         raise UsageError(
-            f"{source} gives {len(stream)} tokens, one sample needs {settings.length_tokens}",
+            f"{source} gives {len(stream)} tokens, one sample needs {length}",
             hint="use more text or a smaller --calib-length",
             code="TC-204",
         )
-    count = min(settings.samples, len(stream) // settings.length_tokens)
-    return torch.tensor(stream[: count * settings.length_tokens]).view(count, settings.length_tokens)
 
 
-def _samples(source: str) -> Iterator[Sample]:
-    """Local files when the path exists, else a data set on the hub."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return read_texts(path)
-    if path.suffix in (*JSONL_SUFFIXES, *TEXT_SUFFIXES) or source.startswith(("/", ".", "~")):
-        raise UsageError(
-            f"calibration data {source} does not exist", hint="check --calib-data", code="TC-204"
-        )
-    return read_hub_texts(source)
-
-
-def _text(sample: Sample, tokenizer: Any, *, use_template: bool) -> str:
-    """A sample as the model will see it: through the chat template when that was asked for."""
-    if use_template:
-        messages = [{"role": "user", "content": sample}] if isinstance(sample, str) else sample
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    return sample if isinstance(sample, str) else "\n".join(message["content"] for message in sample)
+def _take_turns(streams: list[Iterator[list[int]]]) -> Iterator[list[int]]:
+    """One of each in turn; those that end leave their turns to the others."""
+    while streams:
+        for stream in list(streams):
+            window = next(stream, None)
+            if window is None:
+                streams.remove(stream)
+            else:
+                yield window

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from toolchain.core.progress import Progress
+from toolchain.plan.types import Calibration
 from toolchain.quantize.calibration import CalibrationSet
 from toolchain.quantize.coverage import Coverage
+from toolchain.quantize.routing import Widening
 
 
 class CalibrationPass:
@@ -19,20 +22,40 @@ class CalibrationPass:
         model: Any,
         data: CalibrationSet | None,
         *,
-        batch_size: int,
+        settings: Calibration,
         device: torch.device,
         progress: Progress,
     ) -> None:
         # lm_head is calibrated by nobody: the decoder stack alone is enough, and saves a [tokens, vocabulary] matmul.
         self._decoder: Any = model.base_model
-        self._batches = data.batches(batch_size) if data else []
-        self._device, self._progress = device, progress
+        self.batches = data.batches(settings.batch_size) if data else []
+        self._length = data.tokens.shape[1] if data else 1
+        self.device, self._progress = device, progress
         self.coverage = Coverage(model)
+        self.widening = Widening(model, settings)
 
     @torch.no_grad()
     def __call__(self, _: Any = None) -> None:
-        with self.coverage.counting():
-            for batch in self._progress.track(
-                self._batches, description="calibrate", total=len(self._batches)
-            ):
-                self._decoder(input_ids=batch.to(self._device), use_cache=False)
+        batches = self._progress.track(self.batches, description="calibrate", total=len(self.batches))
+        with self.coverage.counting(self._length), self.widening.active():
+            for batch in batches:
+                self._decoder(input_ids=batch.to(self.device), use_cache=False)
+
+
+@torch.no_grad()
+def route(
+    model: Any,
+    batches: Iterable[torch.Tensor],
+    length_tokens: int,
+    device: torch.device,
+    *,
+    enough: Callable[[Coverage], bool] = lambda coverage: False,
+) -> Coverage:
+    """Send ``batches`` through the unquantized decoder until ``enough`` says so after one of them."""
+    coverage = Coverage(model)
+    with coverage.counting(length_tokens):
+        for batch in batches:
+            model.base_model(input_ids=batch.to(device), use_cache=False)
+            if enough(coverage):
+                break
+    return coverage

@@ -29,15 +29,16 @@ from toolchain.core.files import (
 )
 from toolchain.core.progress import Progress, Silent
 from toolchain.families import Family, get_family
-from toolchain.formats import get_format
 from toolchain.modeling.loading import load_source, pick_device
 from toolchain.models.reader import resolve_model
 from toolchain.plan.types import Plan
-from toolchain.quantize import quantizers, scales
+from toolchain.quantize import quantizers, scales, starved
 from toolchain.quantize.accuracy import Applied, apply_recipe
 from toolchain.quantize.calibration import CalibrationSet, load_calibration
 from toolchain.quantize.export import Exporter, require_kv_scales
 from toolchain.quantize.forward import CalibrationPass
+from toolchain.quantize.precision import float32_matmuls
+from toolchain.quantize.sampling import select
 
 _BUSY = threading.Lock()
 MANIFEST = "quantize.json"
@@ -50,6 +51,8 @@ class Quantized:
     model: nn.Module
     exporter: Exporter
     manifest: dict[str, Any]
+    coverage: dict[str, Any] | None = None
+    """``coverage.json``; None when no expert was counted."""
 
 
 def quantize(
@@ -77,6 +80,8 @@ def quantize(
         started = time.monotonic()
         total = done.exporter.write(directory, progress)
         atomic_write_json(directory / "plan.json", plan.to_json())
+        if done.coverage:
+            atomic_write_json(directory / starved.FILE, done.coverage)
         done.manifest["seconds"]["export"] = round(time.monotonic() - started, 2)
         manifest = {
             **done.manifest,
@@ -101,7 +106,8 @@ def calibrate(
     if not _BUSY.acquire(blocking=False):
         raise ToolchainError("another quantization job runs in this process", hint="use one process per job")
     try:
-        return _calibrate(plan, device, dtype, trust_remote_code, progress)
+        with float32_matmuls(allow_tf32=plan.calibration.allow_tf32):
+            return _calibrate(plan, device, dtype, trust_remote_code, progress)
     finally:
         _BUSY.release()
 
@@ -113,22 +119,21 @@ def _calibrate(
     CheckpointReader(
         source
     )  # validates every shard before anything expensive, and refuses a bare config.json
-    data = _calibration_data(plan, source)
+    data = _calibration_data(plan, source, progress)
     started = time.monotonic()
     target = pick_device(device)
     progress.note(f"loading {source} on {target}")
     model = load_source(source, device=target, dtype=dtype, trust_remote_code=trust_remote_code)
     family = _family(model, source)
     loaded = time.monotonic()
-    forward = CalibrationPass(
-        model, data, batch_size=plan.calibration.batch_size, device=target, progress=progress
-    )
-    coverage = forward.coverage
+    if data:
+        data = select(model, data, plan.calibration, device=target, progress=progress)
+    forward = CalibrationPass(model, data, settings=plan.calibration, device=target, progress=progress)
     applied = _run_modelopt(model, plan, family, forward, progress)
     exporter = Exporter(model, plan, family, source, applied)
     require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)
-    for path, expert in coverage.starved():
-        progress.note(f"expert {expert} of {path} saw no calibration token: {_starved_remedy(plan)}")
+    starved.tell(forward.coverage, plan, progress)
+    coverage = starved.coverage_report(forward.coverage, forward.widening, plan)
     manifest = {
         "schema_version": 1,
         "format": plan.format,
@@ -139,23 +144,21 @@ def _calibrate(
         "model_identity": plan.model_identity,
         "device": str(target),
         "calibration": data.identity if data else None,
-        "coverage": coverage.to_json(),
-        "starved_experts": [list(pair) for pair in coverage.starved()],
-        "starved_remedy": _starved_remedy(plan) if coverage.starved() else None,
+        **starved.manifest_entries(coverage),
         **applied.details,
         "seconds": {
             "load": round(loaded - started, 2),
             "calibrate": round(time.monotonic() - loaded, 2),
         },
         "versions": package_versions(),
-        "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        "tf32": plan.calibration.allow_tf32,
     }
-    return Quantized(model=model, exporter=exporter, manifest=manifest)
+    return Quantized(model=model, exporter=exporter, manifest=manifest, coverage=coverage)
 
 
-def _calibration_data(plan: Plan, source: Path) -> CalibrationSet | None:
+def _calibration_data(plan: Plan, source: Path, progress: Progress) -> CalibrationSet | None:
     if quantizers.needs_data(plan):
-        return load_calibration(plan.calibration, source)
+        return load_calibration(plan.calibration, source, progress)
     return None
 
 
@@ -164,22 +167,12 @@ def _family(model: Any, source: Path) -> Family:
     return get_family(model.config.model_type, architecture, list(CheckpointReader(source).infos))
 
 
-def _starved_remedy(plan: Plan) -> str:
-    if get_format(plan.format).activation == "bf16":
-        return "its weights are rounded to nearest, without a channel scale search"
-    return "it takes the largest input range of its layer's experts"
-
-
 def _run_modelopt(
     model: nn.Module, plan: Plan, family: Family, forward: CalibrationPass, progress: Progress
 ) -> Applied:
     """Calibrate ranges, check what was quantized, make fused scales equal, then choose by the recipe."""
-    import modelopt.torch.quantization as mtq
-
-    config = quantizers.modelopt_config(model, plan, family)
     with contextlib.redirect_stdout(io.StringIO()):  # ModelOpt prints; stdout is for data
-        mtq.quantize(model, config, forward if quantizers.observes_inputs(plan) else None)
-        quantizers.check_coverage(model, plan, family)
-        modules = quantizers.planned_modules(model, plan, family)
+        modules = quantizers.quantize(model, plan, family, forward)
+        scales.share_expert_inputs(model)
         scales.merge_fused(model, quantizers.fused_groups(modules, family))
         return apply_recipe(model, modules, plan, family, forward, progress)

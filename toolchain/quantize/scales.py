@@ -13,6 +13,7 @@ from torch import nn
 
 from toolchain.codecs import Calibrated
 from toolchain.core.errors import ToolchainError
+from toolchain.modeling.experts import UnfusedExperts
 
 FP8_MAX = 448.0
 
@@ -26,6 +27,28 @@ def merge_fused(model: nn.Module, groups: list[list[str]]) -> None:
             amaxes = [
                 q.amax for q in quantizers if q.is_enabled and q.amax is not None and q.amax.numel() == 1
             ]
+            if amaxes:
+                largest = torch.stack([amax.reshape(()) for amax in amaxes]).amax()
+                for quantizer in quantizers:
+                    quantizer.amax = largest.clone()
+
+
+def share_expert_inputs(model: nn.Module) -> None:
+    """One input amax for each projection of all routed experts of a layer: the largest.
+
+    An expert that saw no token has none of its own, and a checkpoint without its ``input_scale`` does not load or gives
+    NaN. ModelOpt does this (``sync_moe_expert_amax``), but only in blocks that call their router ``gate``; TensorRT-LLM
+    takes the largest ``input_scale`` of a layer's experts when it loads, so nothing is lost by it.
+    """
+    for experts in [module for module in model.modules() if isinstance(module, UnfusedExperts)]:
+        found: dict[str, list[Any]] = {}
+        for expert in experts:
+            for name, module in expert.named_modules():
+                quantizer = getattr(module, "input_quantizer", None)
+                if quantizer is not None and quantizer.is_enabled:
+                    found.setdefault(name, []).append(quantizer)
+        for quantizers in found.values():
+            amaxes = [q.amax for q in quantizers if q.amax is not None and q.amax.numel() == 1]
             if amaxes:
                 largest = torch.stack([amax.reshape(()) for amax in amaxes]).amax()
                 for quantizer in quantizers:
