@@ -110,8 +110,9 @@ placement_options = stack(
 calibration_options = stack(
     click.option(
         "--calib-data",
-        default="",
-        help="Text or JSONL file, a directory of them, or a hub data set name. Default: calibration.jsonl of MODEL.",
+        multiple=True,
+        help="Text or JSONL file, a directory of them, or a hub data set name; given several times, samples are drawn "
+        "from each evenly. Default: calibration.jsonl of MODEL.",
     ),
     click.option(
         "--calib-samples", type=int, default=Calibration.samples, show_default=True, help="Sequences."
@@ -124,4 +125,42 @@ calibration_options = stack(
         help="Tokens of each.",
     ),
     click.option("--chat-template", is_flag=True, help="Run calibration records through the chat template."),
+    click.option(
+        "--calibrate-experts",
+        default=Calibration.mode,
+        show_default=True,
+        help="Experts that see a calibration token: routed (the router's choice), topk (see --calibrate-topk-ratio) or "
+        "all. The layer's output stays that of the router's choice.",
+    ),
+    click.option(
+        "--calibrate-topk-ratio",
+        type=float,
+        help="With topk: the share of all experts that sees each token, the likeliest first.",
+    ),
+    click.option(
+        "--min-tokens-per-expert",
+        type=int,
+        default=Calibration.min_tokens_per_expert,
+        show_default=True,
+        help="Draw more samples until the router sent every expert of every layer so many tokens.",
+    ),
+    click.option(
+        "--calib-max-samples",
+        type=int,
+        default=Calibration.max_samples,
+        show_default=True,
+        help="Most samples to draw for --min-tokens-per-expert.",
+    ),
+    click.option(
+        "--sampling",
+        default=Calibration.sampling,
+        show_default=True,
+        help="random, or balanced: route four times the samples and choose those that fill the experts evenly.",
+    ),
+    click.option("--strict", is_flag=True, help="Fail, writing nothing, when experts stay short of tokens."),
+    click.option(
+        "--allow-tf32",
+        is_flag=True,
+        help="TensorFloat-32 in float32 matmuls of calibration: faster, less exact.",
+    ),
 )

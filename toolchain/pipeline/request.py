@@ -10,12 +10,25 @@ from typing import Any, get_type_hints
 from toolchain.core.errors import UsageError
 from toolchain.plan.types import Calibration, Plan, Serving
 
-LEAST = {"calib_samples": 1, "calib_length": 1, "eval_tokens": 2, "seed": 0}
+LEAST = {
+    "calib_samples": 1,
+    "calib_length": 1,
+    "calib_max_samples": 1,
+    "min_tokens_per_expert": 0,
+    "eval_tokens": 2,
+    "seed": 0,
+}
 """The smallest values that mean something; Python's generators take -1 for 1."""
 
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _absolute(source: str) -> str:
+    """A local path made absolute, the name of a data set on the hub as it is."""
+    local = Path(source).expanduser()
+    return str(local.resolve()) if local.exists() else source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +48,18 @@ class EngineRequest:
     pp: int = 1
     max_batch_size: int | None = None
     max_seq_len: int | None = None
-    calib_data: str = ""
+    calib_data: str | list | tuple = ""
+    """A path or data set name, or several."""
     calib_samples: int = Calibration.samples
     calib_length: int = Calibration.length_tokens
     chat_template: bool = False
+    calibrate_experts: str = Calibration.mode
+    calibrate_topk_ratio: float | int | None = None
+    min_tokens_per_expert: int = Calibration.min_tokens_per_expert
+    calib_max_samples: int = Calibration.max_samples
+    sampling: str = Calibration.sampling
+    strict: bool = False
+    allow_tf32: bool = False
     seed: int = 0
     device: str = "auto"
     trust_remote_code: bool = False
@@ -70,14 +91,31 @@ class EngineRequest:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lower()
 
     def calibration(self) -> Calibration:
-        """Paths are made absolute: the plan must mean the same wherever it is read."""
-        local = Path(self.calib_data).expanduser()
+        """Paths are made absolute: the plan must mean the same wherever it is read.
+
+        UsageError TC-160 for a ratio without the mode that takes one, and the other way round; the plan checks the rest.
+        """
+        if (self.calibrate_topk_ratio is None) == (self.calibrate_experts == "topk"):
+            raise UsageError(
+                f"--calibrate-experts {self.calibrate_experts} with --calibrate-topk-ratio {self.calibrate_topk_ratio}",
+                hint="give both, as in --calibrate-experts topk --calibrate-topk-ratio 0.5, or neither",
+                code="TC-160",
+            )
+        given = [self.calib_data] if isinstance(self.calib_data, str) else list(self.calib_data)
+        sources = [_absolute(source) for source in given if source]
         return Calibration(
-            data=str(local.resolve()) if self.calib_data and local.exists() else self.calib_data,
+            data=tuple(sources) if len(sources) > 1 else "".join(sources),
             samples=self.calib_samples,
             length_tokens=self.calib_length,
             seed=self.seed,
             chat_template=self.chat_template,
+            mode=self.calibrate_experts,
+            topk_ratio=1.0 if self.calibrate_topk_ratio is None else float(self.calibrate_topk_ratio),
+            min_tokens_per_expert=self.min_tokens_per_expert,
+            max_samples=self.calib_max_samples,
+            sampling=self.sampling,
+            strict=self.strict,
+            allow_tf32=self.allow_tf32,
         )
 
 

@@ -13,6 +13,7 @@ from toolchain.formats.base import Format
 from toolchain.models.reader import model_identity
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import assign
+from toolchain.plan.calibration import calibration_findings
 from toolchain.plan.checks import memory_findings, recipe_findings, request_findings
 from toolchain.plan.estimate import estimate
 from toolchain.plan.memory import held_kv_cache
@@ -82,7 +83,7 @@ def make_plan(
 def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
     names = {item.name: getattr(request, item.name) for item in fields(request)}
     del names["recipe"]
-    findings = request_findings(info, **names)
+    findings = [*request_findings(info, **names), *calibration_findings(info, calibration)]
     findings += recipe_findings(info, request.recipe, request.policy)
     del names["version"]
     computable = _computable(request.serving)

@@ -69,6 +69,14 @@ CODES: dict[str, tuple[str, str]] = {
         "Fewer or shorter requests, an FP8 KV cache, a smaller format, more GPUs, or a larger one.",
     ),
     "TC-131": ("max_seq_len is more than the model has positions for", "Lower --max-seq-len."),
+    "TC-160": (
+        "Calibration options contradict each other, or ask for what cannot be reached",
+        "The finding names the option and what would work.",
+    ),
+    "TC-161": (
+        "A calibration option has no effect on this model",
+        "A dense model has no experts to cover: leave the option out.",
+    ),
     "TC-140": (
         "The family's storage of experts has no place for this format or recipe, or the target no loader for it",
         "gpt-oss and Llama 4 store all experts of a layer in one tensor: the finding names the formats that fit.",

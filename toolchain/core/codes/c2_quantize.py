@@ -32,6 +32,15 @@ CODES: dict[str, tuple[str, str]] = {
         "The model has no usable tokenizer, or one with ids that the model does not have",
         "Calibration needs the tokenizer that the model was trained with, beside its config.json.",
     ),
+    "TC-221": (
+        "Experts saw too few calibration tokens, and --strict accepts none",
+        "Nothing was written. More or more varied text, --min-tokens-per-expert with a larger --calib-max-samples, or "
+        "--sampling balanced may reach them; without --strict the manifest says what was done for them.",
+    ),
+    "TC-223": (
+        "The router of a layer was not recognised",
+        "Calibration of more experts than the routed ones needs its scores. Use --calibrate-experts routed.",
+    ),
     "TC-208": (
         "Experts that are stored in one tensor have different scales",
         "Fused storage holds one scale for all experts of a layer. This is a bug of the export, not of the model.",
