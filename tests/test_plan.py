@@ -16,7 +16,7 @@ from tests.tiny import DENSE, KINDS, make_tiny
 from toolchain.core.codes import CODES
 from toolchain.core.errors import FindingsError, UsageError
 from toolchain.core.roles import QUANTIZABLE, Role
-from toolchain.formats import FORMATS
+from toolchain.formats import FORMATS, get_format
 from toolchain.models import read_model
 from toolchain.plan import Plan, Serving, make_plan, require_clean
 
@@ -47,21 +47,24 @@ def test_checkpoint_bytes_are_those_of_packed_tensors(
 
     info = read_model(str(tiny(kind)))
     plan = make_plan(info, format=format, policy=policy)
-    codec, family, one = get_codec(format), info.family, torch.tensor(1.0)
+    family, one = info.family, torch.tensor(1.0)
     folded = ("q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "kv_b_proj")
     total = 0
     for name, tensor in load_file(tiny(kind) / "model.safetensors").items():
-        if not name.endswith(".weight") or plan.format_of(family, name) == "source":
+        found = plan.format_of(family, name)
+        if not name.endswith(".weight") or found == "source":
             total += tensor.nbytes
             continue
-        keeps = format == "int4_awq" and (
+        keeps = get_format(found).has_pre_quant_scale and (
             not family.norm_folds
             or not (
                 name.split(".")[-2] in folded or name.endswith(("mlp.gate_proj.weight", "mlp.up_proj.weight"))
             )
         )
         scale = torch.ones(tensor.shape[1], dtype=tensor.dtype) if keeps else None
-        packed = codec.pack(tensor, Calibrated(weight_amax=one, input_amax=one, pre_quant_scale=scale))
+        packed = get_codec(found).pack(
+            tensor, Calibrated(weight_amax=one, input_amax=one, pre_quant_scale=scale)
+        )
         total += sum(part.nbytes for part in packed.values())
     assert plan.estimates.checkpoint_bytes == total
 
@@ -100,7 +103,8 @@ def test_default_policy(kind: str, tiny: Tiny) -> None:
     if kind in DENSE:
         assert set(chosen.values()) == {"all-linear"}
     else:
-        assert chosen == {"fp8": "all-linear", "nvfp4": "experts-only", "int4_awq": "experts-only"}
+        four_bits = {item.name for item in FORMATS if item.weight_bits == 4}
+        assert chosen == {name: "experts-only" if name in four_bits else "all-linear" for name in chosen}
 
 
 def test_fp8_kv_cache_adds_two_scales_per_layer(tiny: Tiny) -> None:

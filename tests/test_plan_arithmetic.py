@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from toolchain.core.roles import Role
 from toolchain.families import FAMILIES
-from toolchain.formats import FORMATS, get_format
+from toolchain.formats import FORMATS
 from toolchain.models import Attention, ModelInfo, TensorInfo
 from toolchain.models.inventory import linears_of
 from toolchain.plan import POLICIES, Serving, make_plan
@@ -76,13 +76,35 @@ SERVINGS = st.builds(
 )
 
 
+IN_BLOCKS = {
+    "nvfp4": 16, "w4a16_nvfp4": 16, "w4a8_nvfp4_fp8": 32, "mxfp4": 32, "mxfp8": 32, "int4_awq": 128, "int4_gptq": 128,
+    "w4a8_awq": 128,
+}  # fmt: skip
+"""Elements of in_features that share a scale and must be whole. A block of fp8_block may be cut off at the border."""
+RANK_BLOCKS = {**IN_BLOCKS, "fp8_block": 128}
+"""The same for the piece of one rank."""
+PER_CHANNEL = ("int4_awq", "int4_gptq", "w4a8_awq", "int8_sq")
+"""Formats that store a factor per input channel where no norm takes it."""
+
+
 def bits(format: str, out: int, wide: int) -> int:
     """Bytes of one matrix, written out by hand from the layouts in ModelOpt's export."""
-    if format == "fp8":
-        return out * wide + 4 + 4
-    if format == "nvfp4":
-        return out * wide // 2 + out * wide // 16 + 4 + 4
-    return out * wide // 2 + 4 * (out * wide // 128)
+    half, blocks = out * wide // 2, out * wide // IN_BLOCKS.get(format, 1)
+    return {
+        "fp8": out * wide + 4 + 4,
+        "fp8_block": out * wide + 4 * -(-out // 128) * -(-wide // 128),
+        "fp8_per_channel_per_token": out * wide + 4 * out,
+        "nvfp4": half + blocks + 4 + 4,
+        "w4a16_nvfp4": half + blocks + 4,
+        "w4a8_nvfp4_fp8": half + blocks + 4 + 4,
+        "mxfp4": half + blocks,
+        "mxfp8": out * wide + blocks,
+        "int4_awq": half + 4 * blocks,
+        "int4_gptq": half + 4 * blocks,
+        "w4a8_awq": half + 4 * blocks + 4 + 4,
+        "int8_sq": out * wide + 4 * out + 4,
+        "int8_wo": out * wide + 4 * out,
+    }[format]
 
 
 @given(MODELS, FORMAT_NAMES, POLICY_NAMES)
@@ -98,12 +120,12 @@ def test_checkpoint_bytes_are_the_sum_of_what_formats_store(
         role = info.part(tensor.name).role
         if role not in roles or len(tensor.shape) != 2:
             expected += tensor.bytes
-        elif tensor.shape[1] % (get_format(format).group_size or 1):
+        elif tensor.shape[1] % IN_BLOCKS.get(format, 1):
             return  # does not fit: TC-110, and the size means nothing
         else:
             expected += bits(format, *tensor.shape)
             folded = tensor.name.split(".")[-2] in ("q_proj", "k_proj", "v_proj")
-            expected += 2 * tensor.shape[1] if format == "int4_awq" and not folded else 0
+            expected += 2 * tensor.shape[1] if format in PER_CHANNEL and not folded else 0
     assert make_plan(info, format=format, policy=policy).estimates.checkpoint_bytes == expected
 
 
@@ -114,11 +136,11 @@ def test_findings_appear_exactly_when_something_does_not_divide(
 ) -> None:
     plan = make_plan(info, format=format, policy=policy, gpu="b200", target="trtllm", serving=serving)
     found = [item.code for item in plan.findings]
-    group = get_format(format).group_size or 1
+    group, piece = IN_BLOCKS.get(format, 1), RANK_BLOCKS.get(format, 1)
     width, heads = linear_width(info), info.attention.num_heads * info.attention.head_dim
     tp, ep, kv_heads = serving.tp, serving.ep, info.attention.num_kv_heads
     moe_tp = max(1, tp // ep)
-    attention_group = group if policy == "all-linear" else 1
+    attention_group = piece if policy == "all-linear" else 1
 
     # down_proj [H, width] and gate/up [width, H]; with attention also o_proj [H, heads] and q/k/v [., H].
     kinds = [width % group] + [info.hidden_size % group] * 2
@@ -128,7 +150,7 @@ def test_findings_appear_exactly_when_something_does_not_divide(
         )
     assert ("TC-110" in found) == any(kinds)
 
-    broken_width = moe_tp > 1 and bool(width % moe_tp or width // moe_tp % group)
+    broken_width = moe_tp > 1 and bool(width % moe_tp or width // moe_tp % piece)
     broken_heads = tp > 1 and bool(heads % tp or heads // tp % attention_group)
     assert found.count("TC-111") == broken_width + broken_heads
     bad_heads = bool(info.attention.num_heads % tp) + bool(kv_heads % tp and tp % kv_heads)

@@ -20,4 +20,7 @@ class Role(StrEnum):
 
 
 QUANTIZABLE = (Role.ROUTED_EXPERT, Role.SHARED_EXPERT, Role.DENSE_MLP, Role.ATTENTION)
-"""Roles that a policy may quantize. Routers, norms, embeddings and lm_head never are."""
+"""Roles that a policy may quantize. Routers, norms and embeddings never are."""
+
+ASSIGNABLE = (*QUANTIZABLE, Role.LM_HEAD)
+"""Roles that a plan may quantize: lm_head only when it is asked for by name."""

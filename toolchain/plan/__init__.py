@@ -5,8 +5,9 @@ See README.md of this room.
 
 from __future__ import annotations
 
+from toolchain.plan.choices import Choices, Override
 from toolchain.plan.planner import PlanRefused, make_plan, require_clean
-from toolchain.plan.policy import POLICIES, Policy, default_policy, get_policy
+from toolchain.plan.policy import POLICIES, Policy, PolicyOptions, default_policy, get_policy
 from toolchain.plan.types import SOURCE_DTYPE, Assignment, Calibration, Estimates, Plan, Serving
 
 __all__ = [
@@ -14,10 +15,13 @@ __all__ = [
     "SOURCE_DTYPE",
     "Assignment",
     "Calibration",
+    "Choices",
     "Estimates",
+    "Override",
     "Plan",
     "PlanRefused",
     "Policy",
+    "PolicyOptions",
     "Serving",
     "default_policy",
     "get_policy",

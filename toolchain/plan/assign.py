@@ -45,8 +45,8 @@ class _Part:
 
 
 def assign(info: ModelInfo, choices: Choices, kv_cache: str = "none") -> tuple[Assignment, ...]:
-    """One assignment per role and decoder layer that a plan may quantize, one per role for the rest; more than one where
-    the projections of a role were decided apart.
+    """One assignment per role and decoder layer that a plan may quantize (more where its projections were decided
+    apart), one per role for the rest.
 
     Together they cover every tensor once: ``source_bytes`` add up to the source, ``planned_bytes`` to the
     checkpoint.
@@ -65,7 +65,7 @@ def assign(info: ModelInfo, choices: Choices, kv_cache: str = "none") -> tuple[A
         chosen = choices.format_of(linear)
         if chosen is not None:
             source = linear.parameters * DTYPE_BYTES[linear.dtype]
-            sums.planned_bytes += stored_bytes(info.family, linear, chosen) - source
+            sums.planned_bytes += stored_bytes(info.family, linear, chosen, choices) - source
     if kv_cache != "none":
         for (role, _), entry in parts.items():
             if role is Role.ATTENTION and KV_PROJECTION in entry.projections:
@@ -113,7 +113,7 @@ def _assignments(parts: dict[_Key, _Part]) -> Iterator[Assignment]:
             )
 
 
-def stored_bytes(family: Family, linear: LinearInfo, format: Format) -> int:
+def stored_bytes(family: Family, linear: LinearInfo, format: Format, choices: Choices) -> int:
     """Bytes on disk of one quantized matrix, all of its scales included.
 
     A ``pre_quant_scale`` is written for every matrix, except where the norm before it feeds nothing else and
@@ -124,7 +124,7 @@ def stored_bytes(family: Family, linear: LinearInfo, format: Format) -> int:
         size -= sum(
             DTYPE_BYTES[item.dtype] for item in format.stored if item.required and item.shape(128, 128) == ()
         )
-    if any(item.suffix == "pre_quant_scale" for item in format.stored) and not is_folded(family, linear):
+    if format.has_pre_quant_scale and not is_folded(family, linear, choices):
         size += linear.in_features * DTYPE_BYTES[linear.dtype]
     return size
 
@@ -134,7 +134,10 @@ def _holds_scalars(family: Family, linear: LinearInfo) -> bool:
     return linear.part.expert == 0 and linear.part.projection != family.gate_up_down[1]
 
 
-def is_folded(family: Family, linear: LinearInfo) -> bool:
-    """True when a norm of the same layer feeds this matrix and its fused siblings only."""
+def is_folded(family: Family, linear: LinearInfo, choices: Choices) -> bool:
+    """True when a norm of the same layer feeds this matrix and others of the same format only: it takes their scale."""
     inside = re.split(family.layer_pattern, linear.name)[-1]
-    return any(inside in consumers for _, consumers in family.norm_folds)
+    consumers = next((names for _, names in family.norm_folds if inside in names), ())
+    keys = [(linear.part.role, linear.part.layer, name.rpartition(".")[2]) for name in consumers]
+    formats = {choices.by_part[key].format for key in keys if key in choices.by_part}
+    return bool(consumers) and formats == {choices.format_of(linear)}

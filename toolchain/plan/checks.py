@@ -11,19 +11,19 @@ from toolchain.families import is_generic
 from toolchain.formats.base import Format
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import KV_PROJECTION
+from toolchain.plan.choices import Choices
 from toolchain.plan.dimensions import format_findings, rank_findings
 from toolchain.plan.memory import KV_FRACTION, kv_bytes_per_token
 from toolchain.plan.parallel import parallel_findings, serving_findings
-from toolchain.plan.policy import Policy
 from toolchain.plan.types import Estimates, Serving
 from toolchain.recipes import Recipe
-from toolchain.targets.base import Target
-from toolchain.targets.support import check_target
+from toolchain.targets.base import PartKind, Target
+from toolchain.targets.support import check_mixed, check_parts
 
 GIB = 1024**3
 
 
-def model_findings(info: ModelInfo, policy: Policy) -> Iterator[Finding]:
+def model_findings(info: ModelInfo) -> Iterator[Finding]:
     """What speaks against quantizing this source at all."""
     quantization = info.quantization
     if quantization:
@@ -32,9 +32,6 @@ def model_findings(info: ModelInfo, policy: Policy) -> Iterator[Finding]:
         yield Finding(
             code="TC-141", where=info.source, message=message, hint="start from the BF16 release of the model"
         )
-    if not any(linear.part.role in policy.roles for linear in info.linears):
-        message = f"policy {policy.name} quantizes nothing: the model has no {_names(policy.roles)}"
-        yield Finding(code="TC-142", where="--policy", message=message, hint="use --policy all-linear")
     if is_generic(info.family):
         message = (
             f"{info.architecture} is not a declared family: its parts were recognised by their usual names"
@@ -47,12 +44,12 @@ def model_findings(info: ModelInfo, policy: Policy) -> Iterator[Finding]:
         yield Finding(code="TC-144", where=info.source, message=message, hint=hint, severity="warning")
 
 
-def storage_findings(info: ModelInfo, format: Format, policy: Policy, target: Target) -> Iterator[Finding]:
-    """Whether the family's way of storing experts has a place for this format, and the target a loader for it."""
-    if not info.is_moe or Role.ROUTED_EXPERT not in policy.roles:
-        return
-    reason = info.family.refusal(format.name, target.name)
-    if reason:
+def storage_findings(info: ModelInfo, choices: Choices, target: Target) -> Iterator[Finding]:
+    """Whether the family's way of storing experts has a place for their format, and the target a loader for it."""
+    for format in dict.fromkeys(choices.format_of(item) for item in info.by_role(Role.ROUTED_EXPERT)):
+        reason = info.family.refusal(format.name, target.name) if format else ""
+        if format is None or not reason:
+            continue
         fitting = [name for name in info.family.formats or () if not info.family.refusal(name, target.name)]
         message = (
             f"experts of {info.family.name} cannot be stored as {format.name} for {target.name}: {reason}"
@@ -61,19 +58,16 @@ def storage_findings(info: ModelInfo, format: Format, policy: Policy, target: Ta
         yield Finding(code="TC-140", where="--format", message=message, hint=hint)
 
 
-def recipe_findings(info: ModelInfo, recipe: Recipe, policy: Policy) -> Iterator[Finding]:
+def recipe_findings(info: ModelInfo, recipe: Recipe, choices: Choices) -> Iterator[Finding]:
     """Whether fused experts have a place for what the recipe adds: a channel scale per expert has none."""
     transform = recipe.on("transform")
-    if transform and info.family.fuses_experts and Role.ROUTED_EXPERT in policy.roles:
+    quantized = any(choices.format_of(item) for item in info.by_role(Role.ROUTED_EXPERT))
+    if transform and info.family.fuses_experts and quantized:
         message = (
             f"recipe {transform} gives each expert a pre_quant_scale, and experts of {info.family.name}, stored in one "
             f"tensor per layer, have no place for it"
         )
         yield Finding(code="TC-140", where="--recipe", message=message, hint="leave it out of --recipe")
-
-
-def _names(roles: tuple[Role, ...]) -> str:
-    return ", ".join(role.value.replace("_", " ") for role in roles)
 
 
 def kv_findings(info: ModelInfo, kv_cache: str) -> Iterator[Finding]:
@@ -93,28 +87,45 @@ def kv_findings(info: ModelInfo, kv_cache: str) -> Iterator[Finding]:
 def request_findings(
     info: ModelInfo,
     *,
+    choices: Choices,
     format: Format,
-    policy: Policy,
     kv_cache: str,
     gpu: Gpu,
     target: Target,
     version: str,
     serving: Serving,
 ) -> list[Finding]:
-    """Every finding that does not need the estimates."""
+    """Every finding that needs neither the policy nor the estimates. ``format`` is the main one of the plan."""
     limits = list(serving_findings(serving))
     if limits:
-        return [*model_findings(info, policy), *limits]
-    experts = info.is_moe and Role.ROUTED_EXPERT in policy.roles
+        return [*model_findings(info), *limits]
     return [
-        *model_findings(info, policy),
-        *storage_findings(info, format, policy, target),
-        *format_findings(info, format, policy),
-        *rank_findings(info, format, policy, serving),
+        *model_findings(info),
+        *storage_findings(info, choices, target),
+        *format_findings(info, choices),
+        *rank_findings(info, choices, serving),
         *parallel_findings(info, target, serving),
         *kv_findings(info, kv_cache),
-        *check_target(target, version, gpu, format, experts, kv_cache),
+        *check_parts(target, version, gpu, parts_of(info, choices, format), kv_cache),
+        *mixed_findings(info, choices, target, version),
     ]
+
+
+def mixed_findings(info: ModelInfo, choices: Choices, target: Target, version: str) -> Iterator[Finding]:
+    """Whether the target loads several formats in one checkpoint of this family."""
+    experts = any(choices.format_of(item) for item in info.by_role(Role.ROUTED_EXPERT))
+    if len({found for _, found in choices.quantized(info)}) > 1:
+        yield from check_mixed(target, version, info.family.name, is_moe=experts)
+
+
+def parts_of(info: ModelInfo, choices: Choices, format: Format) -> tuple[tuple[Format, PartKind], ...]:
+    """(format, kind of part) pairs that a target must run, the largest part first; the main format when none is."""
+    sizes: dict[tuple[Format, PartKind], int] = {}
+    for linear, found in choices.quantized(info):
+        kinds: dict[Role, PartKind] = {Role.ROUTED_EXPERT: "moe", Role.LM_HEAD: "lm_head"}
+        key = (found, kinds.get(linear.part.role, "dense"))
+        sizes[key] = sizes.get(key, 0) + linear.parameters
+    return tuple(sorted(sizes, key=lambda key: -sizes[key])) or ((format, "dense"),)
 
 
 def memory_findings(

@@ -10,8 +10,8 @@ from toolchain.core.findings import Finding
 from toolchain.core.roles import QUANTIZABLE, Role
 from toolchain.formats.base import Format
 from toolchain.models.types import LinearInfo, ModelInfo
+from toolchain.plan.choices import Choices
 from toolchain.plan.memory import moe_tp
-from toolchain.plan.policy import Policy
 from toolchain.plan.types import Serving
 
 
@@ -27,14 +27,13 @@ class _Dimension:
     role: Role
 
 
-def format_findings(info: ModelInfo, format: Format, policy: Policy) -> Iterator[Finding]:
-    """One finding per kind of matrix whose shape the format cannot store."""
-    groups: dict[tuple[Role, str, int, int], list[LinearInfo]] = {}
-    for linear in info.linears:
-        if linear.part.role in policy.roles:
-            key = (linear.part.role, linear.part.projection, linear.out_features, linear.in_features)
-            groups.setdefault(key, []).append(linear)
-    for (role, projection, out_features, in_features), members in groups.items():
+def format_findings(info: ModelInfo, choices: Choices) -> Iterator[Finding]:
+    """One finding per kind of matrix whose shape its format cannot store."""
+    groups: dict[tuple[Role, str, int, int, Format], list[LinearInfo]] = {}
+    for linear, found in choices.quantized(info):
+        key = (linear.part.role, linear.part.projection, linear.out_features, linear.in_features, found)
+        groups.setdefault(key, []).append(linear)
+    for (role, projection, out_features, in_features, format), members in groups.items():
         problems = []
         if in_features % format.in_multiple:
             problems.append(f"in_features {in_features} is not a multiple of {format.in_multiple}")
@@ -52,15 +51,15 @@ def format_findings(info: ModelInfo, format: Format, policy: Policy) -> Iterator
 
 def _other_policy(role: Role) -> str:
     narrower = {Role.ATTENTION: "--policy mlp-only", Role.DENSE_MLP: "--policy experts-only"}
-    narrower[Role.SHARED_EXPERT] = narrower[Role.DENSE_MLP]
+    narrower |= {Role.SHARED_EXPERT: "--shared-experts bf16", Role.LM_HEAD: "--lm-head bf16"}
     leave_out = narrower.get(role)
     other = "a format with smaller groups (fp8 has none, nvfp4 has 16)"
     return f"use {leave_out}, which leaves them out, or {other}" if leave_out else f"use {other}"
 
 
-def rank_findings(info: ModelInfo, format: Format, policy: Policy, serving: Serving) -> Iterator[Finding]:
+def rank_findings(info: ModelInfo, choices: Choices, serving: Serving) -> Iterator[Finding]:
     """One finding per width that tp (within experts: tp / ep) does not cut into whole, storable pieces."""
-    for dimension in _dimensions(info, format, policy, serving):
+    for dimension in _dimensions(info, choices, serving):
         if dimension.ranks == 1:
             continue
         over = f"{dimension.label} {dimension.size} over tp={dimension.ranks}"
@@ -77,8 +76,11 @@ def rank_findings(info: ModelInfo, format: Format, policy: Policy, serving: Serv
         yield Finding(code="TC-111", where=f"--tp {serving.tp}", message=problem, hint=hint)
 
 
-def _dimensions(info: ModelInfo, format: Format, policy: Policy, serving: Serving) -> Iterator[_Dimension]:
-    """Input widths of row-parallel matrices; the columns of gate/up and q/k/v are the same widths."""
+def _dimensions(info: ModelInfo, choices: Choices, serving: Serving) -> Iterator[_Dimension]:
+    """Input widths of row-parallel matrices; the columns of gate/up and q/k/v are the same widths.
+
+    Where layers have different formats, a piece must suit all of them.
+    """
     down = info.family.gate_up_down[2]
     labels = {
         Role.ROUTED_EXPERT: info.family.moe_intermediate_key,
@@ -86,19 +88,21 @@ def _dimensions(info: ModelInfo, format: Format, policy: Policy, serving: Servin
         Role.DENSE_MLP: "intermediate_size",
         Role.ATTENTION: "num_attention_heads x head_dim",
     }
-    seen: set[tuple[Role, int]] = set()
+    multiples: dict[tuple[Role, int], int] = {}
     for linear in info.linears:
         role = linear.part.role
         if role not in QUANTIZABLE or linear.part.projection not in (down, "down_proj", "o_proj", "out_proj"):
             continue
-        if (role, linear.in_features) in seen:
-            continue
-        seen.add((role, linear.in_features))
+        found, key = choices.format_of(linear), (role, linear.in_features)
+        # A block whose last scale covers fewer elements can be stored, but not cut between two ranks.
+        multiple = lcm(found.in_multiple, found.out_multiple, found.group_size or 1) if found else 1
+        multiples[key] = lcm(multiple, multiples.get(key, 1))
+    for (role, size), multiple in multiples.items():
         yield _Dimension(
             label=labels[role],
-            size=linear.in_features,
+            size=size,
             ranks=moe_tp(serving) if role is Role.ROUTED_EXPERT else serving.tp,
-            multiple=lcm(format.in_multiple, format.out_multiple) if role in policy.roles else 1,
+            multiple=multiple,
             role=role,
         )
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 
 from toolchain.core.gpus import Gpu
 from toolchain.core.roles import Role
-from toolchain.formats.base import DTYPE_BYTES, Format
+from toolchain.formats.base import DTYPE_BYTES
 from toolchain.models.types import ModelInfo
-from toolchain.plan.assign import quantized_linears
+from toolchain.plan.choices import NOTHING, Choices
 from toolchain.plan.memory import (
     ACTIVATIONS,
     EMULATED,
@@ -18,7 +18,6 @@ from toolchain.plan.memory import (
     mlp_width,
     weights_bytes,
 )
-from toolchain.plan.policy import NOTHING, Policy
 from toolchain.plan.types import Assignment, Calibration, Estimates, Serving
 from toolchain.targets.base import Target
 
@@ -51,8 +50,7 @@ def estimate(
     info: ModelInfo,
     assignments: tuple[Assignment, ...],
     *,
-    format: Format,
-    policy: Policy,
+    choices: Choices,
     kv_cache: str,
     gpu: Gpu,
     target: Target,
@@ -61,10 +59,10 @@ def estimate(
 ) -> Estimates:
     """Every figure of the plan."""
     checkpoint = sum(item.planned_bytes for item in assignments)
-    quantized = sum(linear.parameters for linear in quantized_linears(info, policy))
-    seconds, time_basis = quantize_seconds(info, format, quantized, checkpoint, gpu, calibration)
+    quantized = sum(linear.parameters for linear, _ in choices.quantized(info))
+    seconds, time_basis = quantize_seconds(info, choices, quantized, checkpoint, gpu, calibration)
     memory, memory_basis = quantize_memory(info, calibration)
-    held = NOTHING if target.emulates else policy
+    held = NOTHING if target.emulates else choices
     return Estimates(
         parameters=info.parameters,
         active_parameters=active_parameters(info),
@@ -72,7 +70,7 @@ def estimate(
         source_bytes=info.bytes,
         checkpoint_bytes=checkpoint,
         effective_bits=checkpoint * 8 / info.parameters,
-        weights_per_gpu_bytes=weights_bytes(info, format, held, serving),
+        weights_per_gpu_bytes=weights_bytes(info, held, serving),
         kv_cache_per_gpu_bytes=kv_cache_bytes(info, held_kv_cache(target, kv_cache), serving),
         activations_per_gpu_bytes=activation_bytes(info, serving),
         gpu_memory_bytes=round(gpu.memory_gib * GIB),
@@ -104,14 +102,15 @@ def quantize_memory(info: ModelInfo, calibration: Calibration) -> tuple[int, str
 
 
 def quantize_seconds(
-    info: ModelInfo, format: Format, quantized: int, checkpoint: int, gpu: Gpu, calibration: Calibration
+    info: ModelInfo, choices: Choices, quantized: int, checkpoint: int, gpu: Gpu, calibration: Calibration
 ) -> tuple[float, str]:
     """(seconds, basis) of calibration, packing and reading and writing.
 
     Good to a factor of a few, not more.
     """
     tokens = calibration.samples * calibration.length_tokens
-    passes = AWQ_PASSES if any(item.suffix == "pre_quant_scale" for item in format.stored) else 1
+    searched = any(found.has_pre_quant_scale for _, found in choices.quantized(info))
+    passes = AWQ_PASSES if searched else 1
     on_cpu = gpu.sm == 0
     flops = CPU_FLOPS if on_cpu else GPU_FLOPS
     pack = CPU_PACK_PARAMETERS_S if on_cpu else GPU_PACK_PARAMETERS_S

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 
 from toolchain.core.roles import QUANTIZABLE, Role
-from toolchain.formats.base import DTYPE_BYTES, Format
+from toolchain.formats.base import DTYPE_BYTES
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.assign import stored_bytes
-from toolchain.plan.policy import Policy
+from toolchain.plan.choices import Choices
 from toolchain.plan.types import Serving
 from toolchain.targets.base import Target
 
@@ -47,7 +47,7 @@ def linear_share(info: ModelInfo, linear: LinearInfo, serving: Serving) -> float
     return 1 / tp
 
 
-def weights_bytes(info: ModelInfo, format: Format, policy: Policy, serving: Serving) -> int:
+def weights_bytes(info: ModelInfo, choices: Choices, serving: Serving) -> int:
     """Weights of the fullest rank.
 
     Norms, routers, biases and parts outside of the decoder are on every rank.
@@ -59,11 +59,12 @@ def weights_bytes(info: ModelInfo, format: Format, policy: Policy, serving: Serv
         matrices.add(linear.name)
         if part.layer is None or part.role not in QUANTIZABLE:
             continue
-        quantized = part.role in policy.roles
+        chosen = choices.format_of(linear)
         plain = linear.parameters * DTYPE_BYTES[linear.dtype]
-        size = stored_bytes(info.family, linear, format) if quantized else plain
+        size = stored_bytes(info.family, linear, chosen, choices) if chosen else plain
         layers[part.layer] += size * linear_share(info, linear, serving)
     everywhere = first = last = 0.0
+    head = next((item for item in info.by_role(Role.LM_HEAD) if choices.format_of(item)), None)
     for tensor in info.tensors:
         part = info.part(tensor.name)
         if tensor.name.removesuffix(".weight") in matrices and part.role in QUANTIZABLE:
@@ -74,7 +75,9 @@ def weights_bytes(info: ModelInfo, format: Format, policy: Policy, serving: Serv
             first += tensor.bytes / serving.tp
             last += tensor.bytes / serving.tp if info.tied_embeddings and serving.pp > 1 else 0
         elif part.role is Role.LM_HEAD:
-            last += tensor.bytes / serving.tp
+            found = choices.format_of(head) if head else None
+            size = stored_bytes(info.family, head, found, choices) if head and found else tensor.bytes
+            last += size / serving.tp
         elif part.layer is not None and part.role is not Role.OTHER:
             layers[part.layer] += tensor.bytes
         else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolchain.core.errors import FindingsError, UsageError
-from toolchain.core.findings import errors
+from toolchain.core.findings import Finding, errors
 from toolchain.core.gpus import Gpu, get_gpu
 from toolchain.formats import KV_CACHES, get_format
 from toolchain.formats.base import Format
@@ -15,9 +16,11 @@ from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import assign
 from toolchain.plan.calibration import calibration_findings
 from toolchain.plan.checks import memory_findings, recipe_findings, request_findings
+from toolchain.plan.choices import Choices, Override, choose
 from toolchain.plan.estimate import estimate
 from toolchain.plan.memory import held_kv_cache
-from toolchain.plan.policy import Policy, default_policy, get_policy
+from toolchain.plan.policy import CUSTOM, Policy, PolicyOptions, default_policy, get_policy
+from toolchain.plan.rules import policy_findings
 from toolchain.plan.types import Calibration, Plan, Serving
 from toolchain.recipes import Recipe, get_recipe
 from toolchain.targets import Target, get_target, parse_version
@@ -38,6 +41,8 @@ class _Request:
 
     format: Format
     policy: Policy
+    options: PolicyOptions
+    overrides: tuple[Override, ...]
     recipe: Recipe
     kv_cache: str
     gpu: Gpu
@@ -51,6 +56,8 @@ def make_plan(
     *,
     format: str,
     policy: str | None = None,
+    policy_options: PolicyOptions | None = None,
+    overrides: Iterable[Override] = (),
     recipe: str | None = None,
     kv_cache: str = "none",
     gpu: str = "cpu",
@@ -62,14 +69,17 @@ def make_plan(
     """The resolved plan, with every violation and warning in ``findings``.
 
     Raises UsageError only for names that do not exist (format, policy, KV cache, GPU, target, release number).
-    ``serving`` None means batches of 8 with 4096 tokens, or as many as the model has positions for.
+    ``overrides`` win over the policy, and never over a hard rule; ``policy`` "custom" quantizes what they say and
+    nothing else. ``serving`` None means batches of 8 with 4096 tokens, or as many as the model has positions for.
     """
     if kv_cache not in KV_CACHES:
         raise UsageError(f"unknown KV cache {kv_cache!r}; known: {', '.join(KV_CACHES)}", code="TC-107")
     chosen, runner = get_format(format), get_target(target)
     request = _Request(
         format=chosen,
-        policy=get_policy(policy) if policy else default_policy(chosen, is_moe=info.is_moe),
+        policy=_policy(policy, chosen, info),
+        options=policy_options or PolicyOptions(),
+        overrides=tuple(overrides),
         recipe=get_recipe(recipe, chosen),
         kv_cache=kv_cache,
         gpu=get_gpu(gpu),
@@ -80,15 +90,71 @@ def make_plan(
     return _plan(info, request, calibration or Calibration(data=""))
 
 
+def _policy(name: str | None, format: Format, info: ModelInfo) -> Policy:
+    if name == CUSTOM.name:
+        return CUSTOM
+    return get_policy(name) if name else default_policy(format, is_moe=info.is_moe)
+
+
+def _choices(info: ModelInfo, request: _Request) -> Choices:
+    return choose(
+        info,
+        request.format,
+        request.policy,
+        request.options,
+        request.overrides,
+        mixes=_mixes(info, request),
+    )
+
+
+def _mixes(info: ModelInfo, request: _Request) -> bool:
+    """Whether FP8 beside the main format runs: on this GPU, and in a checkpoint of this family."""
+    target, sm, version = request.target, request.gpu.sm, request.version
+    if target.mixes(info.family.name, is_moe=info.is_moe, version=version) != "yes":
+        return False
+    # Without a GPU, as in a first look, nothing speaks against it.
+    return sm == 0 or target.find(format_name="fp8", sm=sm, model="dense", version=version) is not None
+
+
+def _findings(info: ModelInfo, request: _Request, choices: Choices) -> list[Finding]:
+    return [
+        *policy_findings(
+            info,
+            choices,
+            format=request.format,
+            policy=request.policy,
+            options=request.options,
+            overrides=request.overrides,
+        ),
+        *request_findings(
+            info,
+            choices=choices,
+            format=request.format,
+            kv_cache=request.kv_cache,
+            gpu=request.gpu,
+            target=request.target,
+            version=request.version,
+            serving=request.serving,
+        ),
+        *recipe_findings(info, request.recipe, choices),
+    ]
+
+
 def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
-    names = {item.name: getattr(request, item.name) for item in fields(request)}
-    del names["recipe"]
-    findings = [*request_findings(info, **names), *calibration_findings(info, calibration)]
-    findings += recipe_findings(info, request.recipe, request.policy)
-    del names["version"]
+    choices = _choices(info, request)
+    findings = [*_findings(info, request, choices), *calibration_findings(info, calibration)]
     computable = _computable(request.serving)
-    assignments = assign(info, request.format, request.policy, request.kv_cache)
-    estimates = estimate(info, assignments, calibration=calibration, **(names | {"serving": computable}))
+    assignments = assign(info, choices, request.kv_cache)
+    estimates = estimate(
+        info,
+        assignments,
+        choices=choices,
+        kv_cache=request.kv_cache,
+        gpu=request.gpu,
+        target=request.target,
+        serving=computable,
+        calibration=calibration,
+    )
     findings += memory_findings(
         info,
         estimates,
@@ -104,6 +170,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
         model_identity=model_identity(info),
         format=request.format.name,
         policy=request.policy.name,
+        policy_options=request.options,
         recipe=request.recipe.name,
         kv_cache=request.kv_cache,
         gpu=request.gpu.name,

@@ -12,6 +12,7 @@ from typing import Any
 
 from toolchain.core.findings import Finding
 from toolchain.families.base import Family
+from toolchain.plan.policy import PolicyOptions
 
 SCHEMA_VERSION = 1
 SOURCE_DTYPE = "source"
@@ -27,10 +28,14 @@ class Assignment:
     format: str
     """A format name, or ``source``."""
     reason: str
+    source: str
+    """The rule, option or document that decided."""
     modules: int
     parameters: int
     source_bytes: int
     planned_bytes: int
+    projections: tuple[str, ...] = ()
+    """Projections that it speaks about; empty: all of this role in this layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,7 @@ class Plan:
     """SHA-256 over config.json and the shard headers: the plan refuses another model of the same name."""
     format: str
     policy: str
+    policy_options: PolicyOptions
     recipe: str
     """How scales and codes are chosen, resolved: ``max``, or ingredients joined by ``+``."""
     kv_cache: str
@@ -129,7 +135,8 @@ class Plan:
     def format_of(self, family: Family, checkpoint_name: str) -> str:
         """Format of a module by its checkpoint name; ``source`` when it keeps its dtype."""
         part = family.classify(checkpoint_name)
-        return self._by_part.get((part.role.value, part.layer), SOURCE_DTYPE)
+        found = self._by_part.get((part.role.value, part.layer, part.projection))
+        return found or self._by_part.get((part.role.value, part.layer, ""), SOURCE_DTYPE)
 
     @cached_property
     def formats(self) -> tuple[str, ...]:
@@ -137,8 +144,12 @@ class Plan:
         return tuple(sorted({item.format for item in self.assignments} - {SOURCE_DTYPE}))
 
     @cached_property
-    def _by_part(self) -> dict[tuple[str, int | None], str]:
-        return {(item.role, item.layer): item.format for item in self.assignments}
+    def _by_part(self) -> dict[tuple[str, int | None, str], str]:
+        return {
+            (item.role, item.layer, projection): item.format
+            for item in self.assignments
+            for projection in item.projections or ("",)
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -154,6 +165,9 @@ class Plan:
         data["serving"] = Serving(**value["serving"])
         data["calibration"] = Calibration(**value["calibration"])
         data["estimates"] = Estimates(**value["estimates"])
-        data["assignments"] = tuple(Assignment(**item) for item in value["assignments"])
+        data["policy_options"] = PolicyOptions(**value["policy_options"])
+        data["assignments"] = tuple(
+            Assignment(**{**item, "projections": tuple(item["projections"])}) for item in value["assignments"]
+        )
         data["findings"] = tuple(Finding(**item) for item in value["findings"])
         return cls(**data)

@@ -12,6 +12,8 @@ from toolchain.targets.version import parse_version
 
 Model = Literal["dense", "moe"]
 State = Literal["yes", "limited", "no"]
+PartKind = Literal["dense", "moe", "lm_head"]
+"""What a quantized matrix is to a runtime: a Linear, an expert in a fused kernel, or the output head."""
 
 ANY_SM = tuple(range(1000))
 
@@ -45,6 +47,18 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Which mixtures of experts a target loads when their parts have several formats (MIXED_PRECISION)."""
+
+    families: tuple[str, ...]
+    """Families whose loader asks for the format of the experts layer by layer."""
+    broken_until: str
+    """Releases up to this one are known to fail for the other families; later ones are not known to work."""
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     name: str
     title: str
@@ -54,6 +68,10 @@ class Target:
     rows: tuple[Row, ...]
     kv_rows: tuple[Row, ...] = ()
     """The same for KV cache formats."""
+    head_rows: tuple[Row, ...] = ()
+    """The same for a quantized lm_head."""
+    mixed: Mixed | None = None
+    """Limits of checkpoints in several formats; None for none."""
     needs_gpu: bool = True
     parallel: bool = True
     """Whether tp, ep and pp above 1 are possible."""
@@ -67,6 +85,15 @@ class Target:
     def find(self, *, format_name: str, sm: int, model: Model, version: str) -> Row | None:
         """The first row that covers the request, or None when it is not supported."""
         return _first(self.rows, format_name, sm, model, version)
+
+    def find_head(self, *, format_name: str, sm: int, version: str) -> Row | None:
+        return _first(self.head_rows, format_name, sm, "dense", version)
+
+    def mixes(self, family: str, *, is_moe: bool, version: str) -> State:
+        """Whether a checkpoint in several formats loads; ``limited``: nobody knows for this family and release."""
+        if self.mixed is None or not is_moe or family in self.mixed.families:
+            return "yes"
+        return "no" if parse_version(version) <= parse_version(self.mixed.broken_until) else "limited"
 
     def find_kv(self, *, kv_cache: str, sm: int, model: Model, version: str) -> Row | None:
         return _first(self.kv_rows, kv_cache, sm, model, version)

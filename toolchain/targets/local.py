@@ -20,6 +20,7 @@ LOCAL = Target(
         ),
     ),
     kv_rows=(Row(formats=tuple(name for name in KV_CACHES if name != "none"), sms=ANY_SM),),
+    head_rows=(Row(formats=tuple(item.name for item in FORMATS), sms=ANY_SM),),
     needs_gpu=False,
     parallel=False,
     emulates=True,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from toolchain.core.findings import Finding
 from toolchain.core.gpus import GPUS, Gpu, get_gpu
-from toolchain.formats import FORMATS, get_format
+from toolchain.formats import FORMATS, KV_CACHES, get_format
 from toolchain.formats.base import Format
-from toolchain.targets.base import Model, State, Target
+from toolchain.targets.base import Model, PartKind, State, Target
 from toolchain.targets.trtllm import REASONS
 from toolchain.targets.version import parse_version
 
@@ -36,17 +36,35 @@ class SupportRow:
 def check_target(
     target: Target, version: str, gpu: Gpu, format: Format, is_moe: bool, kv_cache: str = "none"
 ) -> list[Finding]:
-    """Every reason why ``target`` at ``version`` would not run this format on this GPU, and every warning.
+    """``check_parts`` for a model in one format; ``is_moe`` says whether routed experts are quantized."""
+    return check_parts(target, version, gpu, ((format, "moe" if is_moe else "dense"),), kv_cache)
 
-    ``is_moe`` says whether routed experts are quantized. Each error's hint names the nearest things that
-    work.
+
+def check_parts(
+    target: Target,
+    version: str,
+    gpu: Gpu,
+    parts: Iterable[tuple[Format, PartKind]],
+    kv_cache: str = "none",
+) -> list[Finding]:
+    """Every reason why ``target`` at ``version`` would not run these parts on this GPU, and every warning.
+
+    Each error's hint names the nearest things that work. Of a format that does not run for its first kind of part, the
+    others are not listed too.
     """
     findings = [*_general(target, version)]
     if target.needs_gpu and gpu.sm == 0:
         hint = "choose --gpu (`toolchain list gpus`), or --target local, which runs on a CPU"
         message = f"{target.name} needs an NVIDIA GPU"
         return [*findings, Finding(code="TC-123", where="--gpu cpu", message=message, hint=hint)]
-    findings += _format(target, version, gpu, format, "moe" if is_moe else "dense")
+    named: set[str] = set()
+    for format, kind in parts:
+        if kind == "lm_head":
+            findings += _head(target, version, gpu, format)
+        elif format.name not in named:
+            found = list(_format(target, version, gpu, format, kind))
+            named |= {format.name} if found else set()
+            findings += found
     if kv_cache != "none":
         findings += _kv(target, version, gpu, kv_cache)
     return findings
@@ -88,6 +106,35 @@ def _format(target: Target, version: str, gpu: Gpu, format: Format, model: Model
         yield Finding(code="TC-121", where=where, message=message, hint=hint, severity="warning")
 
 
+def _head(target: Target, version: str, gpu: Gpu, format: Format) -> Iterator[Finding]:
+    row = target.find_head(format_name=format.name, sm=gpu.sm, version=version)
+    where, hint = "--lm-head", "leave --lm-head out"
+    if row is None:
+        message = (
+            f"{target.name} {version} does not run an lm_head in {format.name} on {gpu.name} (SM{gpu.sm})"
+        )
+        yield Finding(code="TC-125", where=where, message=message, hint=hint)
+    elif row.state == "limited":
+        message = f"lm_head in {format.name} with {target.name} {version}: {row.note}"
+        yield Finding(code="TC-125", where=where, message=message, hint=hint, severity="warning")
+
+
+def check_mixed(target: Target, version: str, family: str, *, is_moe: bool) -> Iterator[Finding]:
+    """Whether a checkpoint whose parts have several formats (MIXED_PRECISION) loads; ``is_moe``: with experts in it."""
+    state = target.mixes(family, is_moe=is_moe, version=version)
+    if state == "yes" or target.mixed is None:
+        return
+    known = "fails" if state == "no" else "is not known to work"
+    yield Finding(
+        code="TC-126",
+        where=f"--target {target.name}",
+        message=f"several formats in one mixture of experts: with {target.name} {version}, {family} {known}: "
+        f"{target.mixed.reason} ({target.mixed.source})",
+        hint="use one format: --shared-experts and --attention bf16 or same",
+        severity="error" if state == "no" else "warning",
+    )
+
+
 def _native(target: Target, version: str, gpu: Gpu, model: Model) -> Iterator[Format]:
     for candidate in FORMATS:
         row = target.find(format_name=candidate.name, sm=gpu.sm, model=model, version=version)
@@ -119,11 +166,21 @@ def _alternatives(target: Target, version: str, gpu: Gpu, format: Format, model:
 
 
 def _kv(target: Target, version: str, gpu: Gpu, kv_cache: str) -> Iterator[Finding]:
-    if target.find_kv(kv_cache=kv_cache, sm=gpu.sm, model="dense", version=version) is None:
+    row = target.find_kv(kv_cache=kv_cache, sm=gpu.sm, model="dense", version=version)
+    where = f"--kv-cache {kv_cache}"
+    others = [
+        name
+        for name in KV_CACHES
+        if (other := target.find_kv(kv_cache=name, sm=gpu.sm, model="dense", version=version))
+        and other.state == "yes"
+    ]
+    hint = f"use --kv-cache {' or '.join([*others, 'none'])}"
+    if row is None:
         message = f"{target.name} {version} has no {kv_cache} KV cache on {gpu.name} (SM{gpu.sm})"
-        yield Finding(
-            code="TC-122", where=f"--kv-cache {kv_cache}", message=message, hint="use --kv-cache none"
-        )
+        yield Finding(code="TC-122", where=where, message=message, hint=hint)
+    elif row.state == "limited":
+        message = f"{kv_cache} KV cache on {gpu.name} with {target.name} {version}: {row.note}"
+        yield Finding(code="TC-122", where=where, message=message, hint=hint, severity="warning")
 
 
 def support_rows(

@@ -64,6 +64,14 @@ CODES: dict[str, tuple[str, str]] = {
         "The target is deprecated or cannot be built",
         "Use --target trtllm, which loads the same checkpoint.",
     ),
+    "TC-125": (
+        "The target does not run a quantized lm_head, or is not known to",
+        "Leave --lm-head out: it is a small part of a mixture of experts.",
+    ),
+    "TC-126": (
+        "The target does not load several formats in one mixture of experts of this family",
+        "Give all quantized parts one format: --attention and --shared-experts take bf16 and same.",
+    ),
     "TC-130": (
         "It does not fit the GPU's memory",
         "Fewer or shorter requests, an FP8 KV cache, a smaller format, more GPUs, or a larger one.",
@@ -93,5 +101,35 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-144": (
         "There are no weights",
         "A plan needs config.json only; quantization needs the safetensors files.",
+    ),
+    "TC-150": (
+        "A recipe or an optimiser quantizes what must be kept",
+        "Routers, gates, norms and embeddings keep their dtype, whoever asks. Take the pattern out of the recipe.",
+    ),
+    "TC-151": (
+        "A decision about a part that the model does not have",
+        "`toolchain plan` lists the parts of each layer.",
+    ),
+    "TC-152": (
+        "Parts that runtimes run as one matmul have several formats",
+        "q/k/v, gate/up and MLA's down projections need one format each.",
+    ),
+    "TC-153": (
+        "The experts of one layer have several formats",
+        "Fused MoE kernels take one format per layer, for all experts and all of their projections.",
+    ),
+    "TC-154": (
+        "Experts are left in the source dtype, and nothing said so",
+        "Most parameters of a mixture of experts are in its experts. Protect layers by name, or quantize them.",
+    ),
+    "TC-156": (
+        "lm_head cannot be quantized: it shares the embedding's weight",
+        "Leave --lm-head out.",
+    ),
+    "TC-157": ("An option of the policy has no effect on this model", "Leave it out."),
+    "TC-158": (
+        "A value of a policy option does not exist",
+        "--attention and --shared-experts take default, bf16, fp8 or same; --lm-head bf16, fp8 or same; "
+        "--protect-first and --protect-last count layers from 0.",
     ),
 }
