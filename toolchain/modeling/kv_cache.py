@@ -1,4 +1,4 @@
-"""FP8 KV cache emulation: keys and values are rounded to E4M3 under their stored scales before attention sees them.
+"""KV cache emulation: keys and values are rounded as their stored form would before attention sees them.
 
 The rounding sits in the attention interface of transformers, after rotary embedding, where ModelOpt's
 ``k_bmm_quantizer`` and ``v_bmm_quantizer`` sit too. Values that were rounded once stay as they are when a decode step
@@ -7,22 +7,39 @@ rounds the whole cache again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from toolchain.codecs.fp8 import fake_quantize
+from toolchain.codecs import e2m1, fp8
 from toolchain.core.errors import ToolchainError
 
-INTERFACE = "toolchain_fp8_kv"
+INTERFACE = "toolchain_quantized_kv"
+
+ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "FP8": fp8.fake_quantize,
+    "NVFP4": e2m1.fake_quantize,
+}
+"""``kv_cache_quant_algo`` -> what keys and values become under their scale; NVFP4 in blocks of 16 along head_dim."""
 
 
-def emulate_fp8_kv_cache(model: Any, scales: dict[str, dict[str, float]]) -> None:
-    """``scales`` maps attention module path -> {"k_scale", "v_scale"}; both or neither must be there."""
-    if model.config._attn_implementation != "sdpa":
+def emulate_kv_cache(model: Any, quant_algo: str, scales: dict[str, dict[str, float]]) -> None:
+    """``scales`` maps attention module path -> {"k_scale", "v_scale"}; both or neither must be there.
+
+    Without any, every attention with a k_proj and a v_proj is given 1.0, as runtimes do for FP8.
+    """
+    if quant_algo not in ROUNDING:
         raise ToolchainError(
-            f"FP8 KV cache emulation needs scaled_dot_product_attention, this model runs "
+            f"the checkpoint was made for a {quant_algo} KV cache, which is not emulated here ({', '.join(ROUNDING)})",
+            hint="load with emulate_activations=False",
+            code="TC-510",
+        )
+    scales = scales or {path: {"k_scale": 1.0, "v_scale": 1.0} for path in _attentions(model)}
+    if scales and model.config._attn_implementation != "sdpa":
+        raise ToolchainError(
+            f"{quant_algo} KV cache emulation needs scaled_dot_product_attention, this model runs "
             f"{model.config._attn_implementation!r} attention",
             hint="load with emulate_activations=False, or quantize with --kv-cache none",
             code="TC-510",
@@ -33,9 +50,18 @@ def emulate_fp8_kv_cache(model: Any, scales: dict[str, dict[str, float]]) -> Non
                 f"{path} has only {sorted(pair)}, expected k_scale and v_scale", code="TC-305"
             )
         module = model.get_submodule(path)
-        module.toolchain_k_scale, module.toolchain_v_scale = pair["k_scale"], pair["v_scale"]
-    _register()
-    model.set_attn_implementation(INTERFACE)
+        module.toolchain_kv = (quant_algo, *(torch.tensor(pair[name]) for name in ("k_scale", "v_scale")))
+    if scales:
+        _register()
+        model.set_attn_implementation(INTERFACE)
+
+
+def _attentions(model: nn.Module) -> list[str]:
+    return [
+        path
+        for path, module in model.named_modules()
+        if hasattr(module, "k_proj") and hasattr(module, "v_proj")
+    ]
 
 
 def _register() -> None:
@@ -51,7 +77,8 @@ def _attention(
 ) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if hasattr(module, "toolchain_k_scale"):
-        key = fake_quantize(key, module.toolchain_k_scale)
-        value = fake_quantize(value, module.toolchain_v_scale)
+    if hasattr(module, "toolchain_kv"):
+        quant_algo, k_scale, v_scale = module.toolchain_kv
+        key = ROUNDING[quant_algo](key, k_scale.to(key.device))
+        value = ROUNDING[quant_algo](value, v_scale.to(value.device))
     return sdpa_attention_forward(module, query, key, value, *args, **kwargs)

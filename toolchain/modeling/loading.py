@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from toolchain.codecs.fused import split_experts
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import read_json
 from toolchain.families import Family, get_family
+from toolchain.formats import WEIGHT_SCALES
 from toolchain.modeling.experts import unfuse_experts
-from toolchain.modeling.kv_cache import emulate_fp8_kv_cache
-
-ALWAYS = "bf16"
-"""``Format.activation`` of weight-only formats: their input transform is mathematics, not emulation."""
+from toolchain.modeling.inputs import QuantizedInput
+from toolchain.modeling.kv_cache import emulate_kv_cache
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -103,10 +101,10 @@ def load_checkpoint(
         config_json.get("model_type", ""), (config_json.get("architectures") or [""])[0], list(reader.infos)
     )
     model = _empty_model(directory, dtype)
-    filler = _Filler(model, family, model.dtype, emulate_activations)
+    filler = _Filler(model, family, model.dtype)
     for module_name, suffixes in reader.modules(family):
         tensors = {suffix: reader.get(name) for suffix, name in suffixes.items()}
-        found = quant.format_of(module_name) if quant and "weight_scale" in suffixes else None
+        found = quant.format_of(module_name) if quant and suffixes.keys() & set(WEIGHT_SCALES) else None
         whole = [(module_name, tensors)]
         for name, own in (
             split_experts(family, module_name, tensors) if family.is_fused(module_name) else whole
@@ -117,9 +115,10 @@ def load_checkpoint(
                 filler.fill_plain(name, own)
     filler.finish(directory)
     model = model.eval().to(device)
-    filler.attach_inputs(device)
-    if emulate_activations and filler.kv_scales:
-        emulate_fp8_kv_cache(model, filler.kv_scales)
+    for quantized in filler.inputs:
+        quantized.attach(device, emulate=emulate_activations)
+    if emulate_activations and quant and quant.kv_cache_quant_algo:
+        emulate_kv_cache(model, quant.kv_cache_quant_algo, filler.kv_scales)
     return model
 
 
@@ -164,12 +163,12 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> Any:
 class _Filler:
     """Puts checkpoint tensors into the modules of an empty model and remembers what was filled."""
 
-    def __init__(self, model: Any, family: Family, dtype: torch.dtype, emulate: bool) -> None:
-        self.model, self.family, self.dtype, self.emulate = model, family, dtype, emulate
+    def __init__(self, model: Any, family: Family, dtype: torch.dtype) -> None:
+        self.model, self.family, self.dtype = model, family, dtype
         self.filled: set[str] = set()
         self.unknown: list[str] = []
         self.kv_scales: dict[str, dict[str, float]] = {}
-        self.inputs: list[tuple[nn.Module, Codec, dict[str, torch.Tensor]]] = []
+        self.inputs: list[QuantizedInput] = []
         patterns = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
         self.fp32 = re.compile("|".join(patterns)) if patterns else None
 
@@ -179,11 +178,7 @@ class _Filler:
         if "bias" in tensors:
             self._put(path, "bias", tensors["bias"].to(self.dtype))
         self._note_kv(path, tensors)
-        if codec.format.activation == ALWAYS or self.emulate:
-            scales = {
-                key: value for key, value in tensors.items() if key in ("input_scale", "pre_quant_scale")
-            }
-            self.inputs.append((self.model.get_submodule(path), codec, scales))
+        self.inputs.append(QuantizedInput.of(self.model.get_submodule(path), codec, tensors))
 
     def fill_plain(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         path = self.family.to_module(name)
@@ -238,16 +233,3 @@ class _Filler:
     def _beyond(self, name: str, layers: int) -> bool:
         layer = self.family.classify(name).layer
         return (layer is not None and layer >= layers) or name.endswith("rotary_emb.inv_freq")
-
-    def attach_inputs(self, device: torch.device) -> None:
-        """Quantize each input as the target would, just before the Linear."""
-        for module, codec, scales in self.inputs:
-            moved = {key: value.to(device) for key, value in scales.items()}
-            if moved:
-                module.register_forward_pre_hook(partial(_quantize_input, codec, moved))
-
-
-def _quantize_input(
-    codec: Codec, scales: dict[str, torch.Tensor], module: nn.Module, args: tuple[Any, ...]
-) -> Any:
-    return (codec.quantize_input(args[0], scales), *args[1:])

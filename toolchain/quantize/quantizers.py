@@ -46,8 +46,9 @@ def quantize(
 ) -> dict[str, str]:
     """Insert quantizers as planned and calibrate their ranges (ModelOpt's ``max``); returns ``planned_modules``.
 
-    Weight scales, codes and channel scales are chosen afterwards, by the plan's recipe. ``forward`` runs the calibration
-    data, and only when the plan observes inputs. ToolchainError TC-201 when ModelOpt did something else than planned.
+    Weight scales, codes and channel scales are chosen afterwards, by the plan's recipe. ``forward`` runs the
+    calibration data, and only when the plan observes inputs. ToolchainError TC-201 when ModelOpt did something else
+    than planned.
     """
     import modelopt.torch.quantization as mtq
 

@@ -1,0 +1,46 @@
+"""Inputs of quantized Linears as the target sees them: scaled by ``pre_quant_scale``, then rounded by its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolchain.codecs import Codec, scale_input
+
+SUFFIXES = ("input_scale", "pre_quant_scale")
+NOT_ROUNDED = "bf16"
+"""``Format.activation`` of weight-only formats."""
+
+
+@dataclass(frozen=True)
+class QuantizedInput:
+    """What happens to the input of one Linear."""
+
+    module: nn.Module
+    codec: Codec
+    tensors: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, module: nn.Module, codec: Codec, stored: Mapping[str, torch.Tensor]) -> QuantizedInput:
+        return cls(module, codec, {suffix: stored[suffix] for suffix in SUFFIXES if suffix in stored})
+
+    def attach(self, device: torch.device, *, emulate: bool) -> None:
+        """Hook it before the Linear. Channel scales are mathematics of the checkpoint: without ``emulate`` they are
+        applied all the same, and only the rounding is left out."""
+        rounded = emulate and self.codec.format.activation != NOT_ROUNDED
+        if rounded or "pre_quant_scale" in self.tensors:
+            moved = {suffix: tensor.to(device) for suffix, tensor in self.tensors.items()}
+            hook = partial(_before, self.codec if rounded else None, moved)
+            self.module.register_forward_pre_hook(hook)
+
+
+def _before(
+    codec: Codec | None, tensors: dict[str, torch.Tensor], module: nn.Module, args: tuple[Any, ...]
+) -> Any:
+    x = scale_input(args[0], tensors)
+    return (codec.quantize_input(x, tensors) if codec else x, *args[1:])
