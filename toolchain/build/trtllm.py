@@ -11,7 +11,7 @@ from typing import Any
 
 from toolchain.core.gpus import get_gpu
 from toolchain.families import Family
-from toolchain.formats import get_format
+from toolchain.formats import get_format, get_kv_cache
 from toolchain.plan.types import Plan
 from toolchain.targets.trtllm import moe_backend
 
@@ -34,7 +34,7 @@ def llm_args(plan: Plan, family: Family, *, is_moe: bool) -> tuple[dict[str, Any
         "max_num_tokens": max(MAX_NUM_TOKENS, serving.max_batch_size),
         "enable_chunked_prefill": True,
         "kv_cache_config": {
-            "dtype": "fp8" if plan.kv_cache == "fp8" else "auto",
+            "dtype": (get_kv_cache(plan.kv_cache).quant_algo or "auto").lower(),
             "free_gpu_memory_fraction": KV_MEMORY_FRACTION,
             "enable_block_reuse": True,
         },

@@ -22,6 +22,8 @@ from toolchain.formats import Format, format_of_algo
 
 FILE = "hf_quant_config.json"
 MIXED = "MIXED_PRECISION"
+CHANNEL_SCALED = ("W4A16_AWQ", "W4A8_AWQ")
+"""Algorithms whose entry says so: ModelOpt's ``process_layer_quant_config`` adds ``pre_quant_scale``."""
 
 
 TIED_HEAD = "lm_head"
@@ -138,7 +140,7 @@ def render_legacy(config: QuantConfig) -> dict[str, Any]:
     }
     if config.group_size is not None:
         body["group_size"] = config.group_size
-    if config.quant_algo == "W4A16_AWQ":
+    if config.quant_algo in CHANNEL_SCALED:
         body |= {"has_zero_point": False, "pre_quant_scale": True}
     body["exclude_modules"] = list(config.exclude_modules)
     return {"producer": {"name": "modelopt", "version": config.producer_version}, "quantization": body}

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from toolchain.core.roles import ASSIGNABLE, QUANTIZABLE, Role
 from toolchain.families.base import Family
 from toolchain.formats.base import DTYPE_BYTES, Format
+from toolchain.formats.kv import get_kv_cache
 from toolchain.models.types import LinearInfo, ModelInfo, TensorInfo
 from toolchain.plan.choices import Choice, Choices
 from toolchain.plan.types import SOURCE_DTYPE, Assignment
 
 KV_SCALE_BYTES = 2 * DTYPE_BYTES["F32"]
-"""``k_proj.k_scale`` and ``v_proj.v_scale``, one FP32 scalar each, per attention layer with an FP8 KV cache.
+"""``k_proj.k_scale`` and ``v_proj.v_scale``, one FP32 scalar each, per attention layer with a calibrated KV cache.
 """
 
 KV_PROJECTION = "k_proj"
@@ -66,7 +67,7 @@ def assign(info: ModelInfo, choices: Choices, kv_cache: str = "none") -> tuple[A
         if chosen is not None:
             source = linear.parameters * DTYPE_BYTES[linear.dtype]
             sums.planned_bytes += stored_bytes(info.family, linear, chosen, choices) - source
-    if kv_cache != "none":
+    if get_kv_cache(kv_cache).calibrated:
         for (role, _), entry in parts.items():
             if role is Role.ATTENTION and KV_PROJECTION in entry.projections:
                 entry.projections[KV_PROJECTION].planned_bytes += KV_SCALE_BYTES

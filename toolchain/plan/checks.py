@@ -9,6 +9,7 @@ from toolchain.core.gpus import Gpu
 from toolchain.core.roles import Role
 from toolchain.families import is_generic
 from toolchain.formats.base import Format
+from toolchain.formats.kv import get_kv_cache
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import KV_PROJECTION
 from toolchain.plan.choices import Choices
@@ -78,10 +79,16 @@ def kv_findings(info: ModelInfo, kv_cache: str) -> Iterator[Finding]:
     missing = info.num_hidden_layers - len(layers)
     if missing:
         message = (
-            f"{missing} of {info.num_hidden_layers} layers have no k_proj and v_proj (MLA or linear attention), and "
-            f"the checkpoint stores the scales of an {kv_cache} KV cache beside those"
+            f"{missing} of {info.num_hidden_layers} layers have no k_proj and v_proj (MLA or linear attention): what "
+            f"they cache are not keys and values, and a checkpoint has no place for the scales of an {kv_cache} cache"
         )
         yield Finding(code="TC-116", where="--kv-cache", message=message, hint="use --kv-cache none")
+    multiple = get_kv_cache(kv_cache).head_dim_multiple
+    if info.attention.head_dim % multiple:
+        message = (
+            f"head_dim {info.attention.head_dim} is not a multiple of {multiple}, the block of {kv_cache}"
+        )
+        yield Finding(code="TC-116", where="--kv-cache", message=message, hint="use --kv-cache fp8")
 
 
 def request_findings(

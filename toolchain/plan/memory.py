@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from toolchain.core.roles import QUANTIZABLE, Role
 from toolchain.formats.base import DTYPE_BYTES
+from toolchain.formats.kv import get_kv_cache
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.assign import stored_bytes
 from toolchain.plan.choices import Choices
@@ -96,7 +97,8 @@ def held_kv_cache(target: Target, kv_cache: str) -> str:
 
 def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving) -> float:
     """KV cache of one token on the fullest rank. MLA's latent is not divided: every rank needs all of it."""
-    element = 1 if kv_cache == "fp8" else DTYPE_BYTES[info.dtype]
+    held = get_kv_cache(kv_cache)
+    element = held.bits / 8 if held.quant_algo else DTYPE_BYTES[info.dtype]
     attention = info.attention
     is_mla = bool(info.config.get("kv_lora_rank"))
     heads_share = 1 if is_mla else min(serving.tp, attention.num_kv_heads)

@@ -31,7 +31,7 @@ from toolchain.core.files import atomic_write_json, read_json
 from toolchain.core.progress import Progress
 from toolchain.core.roles import Role
 from toolchain.families import Family
-from toolchain.formats import get_format
+from toolchain.formats import get_format, get_kv_cache
 from toolchain.models.types import TensorInfo
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import scales
@@ -128,7 +128,7 @@ class Exporter:
         legacy = render_legacy(
             QuantConfig(
                 quant_algo=found.quant_algo,
-                kv_cache_quant_algo="FP8" if self.kv else None,
+                kv_cache_quant_algo=get_kv_cache(self.plan.kv_cache).quant_algo,
                 group_size=found.group_size,
                 exclude_modules=summarize_excluded(self._linear_like(excludable), taken),
                 producer_version=modelopt.__version__,
@@ -156,10 +156,11 @@ class Exporter:
 
 
 def require_kv_scales(exporter: Exporter, plan: Plan, layers: int) -> None:
-    """ToolchainError TC-206 when an FP8 cache was planned and some attention layer got no scales."""
-    if plan.kv_cache == "fp8" and len(exporter.kv) != layers:
+    """ToolchainError TC-206 when a calibrated cache was planned and some attention layer got no scales."""
+    if get_kv_cache(plan.kv_cache).calibrated and len(exporter.kv) != layers:
         raise ToolchainError(
-            f"an FP8 KV cache was planned, but {len(exporter.kv)} of {layers} attention layers were calibrated for it",
+            f"KV cache {plan.kv_cache} was planned, but {len(exporter.kv)} of {layers} attention layers were "
+            f"calibrated for it",
             hint="this attention is not one that ModelOpt can observe: use --kv-cache none",
             code="TC-206",
         )

@@ -7,22 +7,23 @@ from collections.abc import Iterator
 from toolchain.checkpoint.audit.subject import KV_SUFFIXES, Subject
 from toolchain.checkpoint.quant_config import FILE, MIXED, TIED_HEAD, matches, parse_quant_config
 from toolchain.core.findings import Finding
-from toolchain.core.roles import Role
+from toolchain.core.roles import QUANTIZABLE, Role
 from toolchain.models.config import text_config
 
 
 def exclude_list(subject: Subject) -> Iterator[Finding]:
     """The excluded modules are exactly the unquantized matrices."""
     quant = subject.quant
-    if quant.quant_algo == MIXED:
+    mixed = quant.quant_algo == MIXED
+    if mixed:
         yield from _mixed(subject)
-        return
     for module in subject.quantized:
         if subject.excludes(module):
             yield Finding(code="TC-315", where=module, message="is quantized, but exclude_modules names it")
     for module in subject.plain:
         part = subject.part(module)
-        if not subject.excludes(module) and part.role is not Role.NORM:
+        # Where layers are named one by one, what is not named is not quantized, excluded or not.
+        if not mixed and not subject.excludes(module) and part.role is not Role.NORM:
             yield Finding(
                 code="TC-316",
                 where=module,
@@ -42,15 +43,57 @@ def exclude_list(subject: Subject) -> Iterator[Finding]:
 
 
 def _mixed(subject: Subject) -> Iterator[Finding]:
-    listed = set(subject.quant.quantized_layers)
-    for module in sorted(set(subject.quantized) - listed):
-        yield Finding(
-            code="TC-316", where=module, message="is quantized, but quantized_layers does not name it"
+    """quantized_layers names exactly the quantized modules, perhaps with the parent of a layer's experts."""
+    listed = subject.quant.quantized_layers
+    for module in sorted(set(subject.quantized) - set(listed)):
+        if not any(name in listed for name in subject.excluded_as(module)):
+            yield Finding(
+                code="TC-315", where=module, message="is quantized, but quantized_layers does not name it"
+            )
+    inside: dict[str, set[str]] = {}
+    for module, algo in subject.quantized.items():
+        head, found, _ = module.partition(".experts.")
+        if found:
+            inside.setdefault(f"{head}.experts", set()).add(algo)
+    for module in sorted(set(listed) - set(subject.quantized)):
+        if inside.get(module) == {listed[module]}:
+            continue
+        known = (
+            "its bytes are not quantized"
+            if module in subject.modules
+            else "the checkpoint has no such module"
         )
-    for module in sorted(listed - set(subject.quantized)):
+        if module in inside:
+            known = f"its experts are stored as {', '.join(sorted(inside[module]))}"
         yield Finding(
-            code="TC-315", where=module, message="quantized_layers names it, but its bytes are not quantized"
+            code="TC-315",
+            where=f"{FILE}: {module}",
+            message=f"quantized_layers calls it {listed[module]}, but {known}",
+            hint="a wrong prefix here leaves the real module to be read as unquantized",
         )
+    yield from _fused_matmuls(subject)
+
+
+def _fused_matmuls(subject: Subject) -> Iterator[Finding]:
+    """Runtimes ask for the format of q_proj and gate_proj, and take it for their siblings."""
+    groups: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
+    for module in (*subject.quantized, *subject.plain):
+        part = subject.part(module)
+        parent, _, projection = module.rpartition(".")
+        siblings = subject.family.fused_siblings(projection)
+        if part.role in QUANTIZABLE and len(siblings) > 1:
+            groups.setdefault((parent, siblings), {})[projection] = subject.quantized.get(
+                module, "unquantized"
+            )
+    for (parent, _), algos in groups.items():
+        if len(set(algos.values())) > 1:
+            listed = ", ".join(f"{name} {algo}" for name, algo in algos.items())
+            yield Finding(
+                code="TC-335",
+                where=parent,
+                message=f"runtimes run these as one matmul: {listed}",
+                hint="quantize again with one format for all of them",
+            )
 
 
 def both_places_agree(subject: Subject) -> Iterator[Finding]:
@@ -72,6 +115,14 @@ def both_places_agree(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 code="TC-323", where="config.json", message=f"{name} is {theirs}, {FILE} says {ours}"
             )
+    if other.quantized_layers != subject.quant.quantized_layers:
+        ours, theirs = subject.quant.quantized_layers, other.quantized_layers
+        names = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+        yield Finding(
+            code="TC-323",
+            where="config.json",
+            message=f"quantized_layers differs for {len(names)} modules: {names[:4]}",
+        )
     if set(other.exclude_modules) != set(subject.quant.exclude_modules):
         different = sorted(set(other.exclude_modules) ^ set(subject.quant.exclude_modules))
         yield Finding(
@@ -100,7 +151,7 @@ def kv_cache(subject: Subject) -> Iterator[Finding]:
             where=FILE,
             message="the checkpoint holds KV cache scales, kv_cache_quant_algo is null",
         )
-    if algo == "FP8" and 0 < len(holders) < subject.num_layers:
+    if algo in ("FP8", "NVFP4") and 0 < len(holders) < subject.num_layers:
         yield Finding(
             code="TC-324",
             where=FILE,
@@ -109,4 +160,8 @@ def kv_cache(subject: Subject) -> Iterator[Finding]:
     if algo == "FP8" and not holders:
         yield Finding(
             code="TC-324", where=FILE, severity="warning", message="no KV cache scales: runtimes will use 1.0"
+        )
+    if algo == "NVFP4" and not holders:
+        yield Finding(
+            code="TC-324", where=FILE, message="no KV cache scales: a scale of 1.0 clips NVFP4 at 6 * 448"
         )

@@ -31,7 +31,7 @@ def _module_tensors(subject: Subject, module: str, found: Format) -> Iterator[Fi
     tensors = subject.modules[module]
     shape = subject.weight_shape(module)
     for item in found.stored:
-        info = tensors.get(item.suffix)
+        info = subject.stored(module, item)
         where = f"{module}.{item.suffix}"
         if info is None:
             if item.required:
@@ -44,15 +44,20 @@ def _module_tensors(subject: Subject, module: str, found: Format) -> Iterator[Fi
             )
         if shape is None:
             yield Finding(code="TC-312", where=where, message=f"shape {info.shape} is not that of a matrix")
-        elif (expected := item.shape(*shape)) != (actual := subject.own_shape(module, info)) and not (
-            expected == () and actual == (1,)
-        ):
+        elif not _is_shape(actual := subject.own_shape(module, info), expected := item.shape(*shape)):
             yield Finding(code="TC-312", where=where, message=f"shape {actual}, expected {expected}")
-    known = {item.suffix for item in found.stored} | {"bias", *KV_SUFFIXES}
+    known = {name for item in found.stored for name in (item.suffix, *item.aliases)} | {"bias", *KV_SUFFIXES}
     for suffix in sorted(set(tensors) - known):
         yield Finding(
             code="TC-313", where=f"{module}.{suffix}", message=f"{found.quant_algo} stores no such tensor"
         )
+
+
+def _is_shape(actual: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Equal, but for a scalar of shape [1], and the [rows, 1, columns, 1] in which ModelOpt stores scales of blocks."""
+    if len(actual) == 4 and actual[1::2] == (1, 1):
+        actual = actual[::2]
+    return actual == expected or (expected == () and actual == (1,))
 
 
 def leaked_scales(subject: Subject) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import Any
 from toolchain.checkpoint.audit.subject import Subject
 from toolchain.core.findings import Finding
 from toolchain.core.roles import Role
+from toolchain.formats import get_format, same_stored
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 
 EXPERT_SHARE = 0.99
@@ -40,7 +41,7 @@ def _parameters(subject: Subject) -> int:
         for suffix, info in tensors.items():
             if suffix == "weight" and shape:
                 total += shape[0] * shape[1] * subject.copies(module)
-            elif not suffix.endswith(("_scale", "_scale_2")):
+            elif not suffix.endswith(("_scale", "_scale_2", "_scale_inv")):
                 total += info.parameters
     return total
 
@@ -62,7 +63,8 @@ def against_plan(subject: Subject, plan: Plan) -> Iterator[Finding]:
         planned = plan.format_of(subject.family, module)
         found = subject.format_of(module) if module in subject.quantized else None
         actual = found.name if found else SOURCE_DTYPE
-        if planned != actual:
+        same = found is not None and planned != SOURCE_DTYPE and same_stored(found, get_format(planned))
+        if planned != actual and not same:
             yield Finding(
                 code="TC-329", where=module, message=f"is stored as {actual}, the plan says {planned}"
             )

@@ -13,7 +13,7 @@ from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import read_json
 from toolchain.families import Family, get_family
-from toolchain.formats import Format, format_of_algo
+from toolchain.formats import WEIGHT_SCALES, Format, Stored, format_of_algo
 from toolchain.models.config import read_config
 from toolchain.models.types import TensorInfo, decoder_part
 from toolchain.plan.types import Plan
@@ -44,7 +44,7 @@ class Subject:
         """Module -> quant_algo, for every module whose bytes are quantized: it has a weight scale."""
         found = {}
         for name, tensors in self.modules.items():
-            if "weight_scale" in tensors:
+            if tensors.keys() & set(WEIGHT_SCALES):
                 found[name] = self.quant.algo_of(name) or self.quant.quant_algo or ""
         return found
 
@@ -59,6 +59,17 @@ class Subject:
 
     def format_of(self, module: str) -> Format | None:
         return format_of_algo(self.quantized[module])
+
+    @cached_property
+    def formats(self) -> tuple[Format, ...]:
+        """Formats of the quantized modules."""
+        found = {format_of_algo(algo) for algo in set(self.quantized.values())}
+        return tuple(item for item in found if item)
+
+    def stored(self, module: str, item: Stored) -> TensorInfo | None:
+        """The tensor of ``module`` that holds ``item``, under whichever of its suffixes; None when it is missing."""
+        tensors = self.modules[module]
+        return next((tensors[name] for name in (item.suffix, *item.aliases) if name in tensors), None)
 
     def part(self, module: str) -> Any:
         return decoder_part(self.family, module, self.num_layers)

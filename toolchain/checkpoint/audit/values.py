@@ -19,7 +19,8 @@ def scales(subject: Subject, progress: Progress) -> Iterator[Finding]:
     modules = list(subject.modules.items())
     for module, tensors in progress.track(modules, description="verify values", total=len(modules)):
         found = subject.format_of(module) if module in subject.quantized else None
-        wanted = {item.suffix for item in found.stored if item.scale} if found else set()
+        items = [item for item in found.stored if item.scale] if found else []
+        wanted = {name for item in items for name in (item.suffix, *item.aliases)}
         for suffix in sorted((wanted | set(KV_SUFFIXES)) & set(tensors)):
             yield from _scale(f"{module}.{suffix}", subject.reader.get(tensors[suffix].name))
         if found and tensors.get("weight") and tensors["weight"].dtype == "F8_E4M3":
@@ -27,6 +28,10 @@ def scales(subject: Subject, progress: Progress) -> Iterator[Finding]:
 
 
 def _scale(where: str, tensor: torch.Tensor) -> Iterator[Finding]:
+    import torch
+
+    if tensor.dtype == torch.uint8:  # E8M0: powers of two, with one code for NaN
+        tensor = torch.where(tensor == 255, float("nan"), 1.0)
     values = tensor.float()
     bad = int((~values.isfinite()).sum())
     if bad:
@@ -92,7 +97,7 @@ def against_source(subject: Subject, source: CheckpointReader, progress: Progres
     """Everything that is not quantized is bit-equal to the source, routers above all; nothing is missing."""
     import torch
 
-    folded = subject.quant.quant_algo in ("W4A16_AWQ", "W4A8_AWQ")
+    folded = any(item.has_pre_quant_scale for item in subject.formats)
     names = list(source.infos)
     for name in progress.track(names, description="compare with source", total=len(names)):
         module, suffix = subject.family.split(name)
@@ -103,7 +108,7 @@ def against_source(subject: Subject, source: CheckpointReader, progress: Progres
             yield Finding(code="TC-326", where=name, message="is in the source, but not in the checkpoint")
         elif not torch.equal(_bits(subject.reader.get(name)), _bits(source.get(name))):
             if folded and role == "norm":
-                message = "norm differs from the source (AWQ folded a scale into it)"
+                message = "norm differs from the source (a channel scale was folded into it)"
                 yield Finding(code="TC-327", where=name, message=message, severity="warning")
             else:
                 yield Finding(code="TC-327", where=name, message=f"{role} differs from the source")
