@@ -71,10 +71,26 @@ def command(
         [
             ("checkpoint", output),
             ("tensors", size(manifest["tensor_bytes"])),
-            ("calibration", manifest["calibration"] or "none needed"),
-            ("starved experts", len(manifest["starved_experts"])),
+            ("calibration", _calibration(manifest["calibration"])),
+            ("expert coverage", _coverage(manifest)),
             ("seconds", manifest["seconds"]),
             ("next", f"toolchain verify {output} --against {model}"),
         ]
     )
     emit(manifest, as_json, text)
+
+
+def _calibration(made: dict[str, Any] | None) -> str:
+    if made is None:
+        return "none needed"
+    sources = made["source"] if isinstance(made["source"], list) else [made["source"]]
+    return f"{made['samples']} samples of {made['length_tokens']} tokens from {', '.join(sources)}"
+
+
+def _coverage(manifest: dict[str, Any]) -> str:
+    """What ``coverage.json`` says, in one line."""
+    found = manifest["coverage"]
+    if found is None:
+        return "not measured"
+    text = f"{found['min']} to {found['max']} tokens per expert and layer ({found['mode']})"
+    return f"{text}; {found['starved']} starved: {manifest['starved_remedy']}" if found["starved"] else text

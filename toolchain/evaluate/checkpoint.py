@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import UsageError
+from toolchain.core.files import read_json
+from toolchain.core.findings import Finding
 from toolchain.core.progress import Progress, Silent
+from toolchain.data.overlap import shared_fraction
 from toolchain.data.texts import read_texts
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.evaluate.compare import Metrics, compare_models
@@ -15,6 +18,9 @@ from toolchain.evaluate.perplexity import perplexity
 from toolchain.evaluate.tokens import begin_token, encode_samples, token_hash
 from toolchain.runtime.location import locate
 from toolchain.runtime.model import load_model, resolve_device
+
+MOST_OVERLAP = 0.05
+"""Boilerplate, such as licence headers, recurs in any two texts of a kind."""
 
 
 def evaluate_checkpoint(
@@ -37,6 +43,7 @@ def evaluate_checkpoint(
     tokenizer = load_tokenizer(checkpoint)
     tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens, window=window)
     bos = begin_token(tokenizer)
+    overlap = calibration_overlap(checkpoint, tokens, progress or Silent())
     report: dict[str, Any] = {"checkpoint": str(directory), "baseline": baseline and str(baseline)}
     if baseline is None:
         model = _load(checkpoint, device, progress)
@@ -53,8 +60,29 @@ def evaluate_checkpoint(
         "token_hash": token_hash(tokens),
         "window": window,
         "bos": bos is not None,
+        "calibration_overlap": overlap,
     }
     return report
+
+
+def calibration_overlap(checkpoint: Path, tokens: Sequence[int], progress: Progress) -> float | None:
+    """Share of ``tokens`` that the checkpoint was calibrated on, 0 to 1; None where its manifest does not tell.
+
+    More than ``MOST_OVERLAP`` is said as a warning (TC-525): such figures flatter the checkpoint.
+    """
+    manifest = checkpoint / "quantize.json"
+    kept = read_json(manifest).get("calibration_sketch") if manifest.is_file() else None
+    share = shared_fraction(kept, tokens) if kept else None
+    if share is not None and share > MOST_OVERLAP:
+        finding = Finding(
+            code="TC-525",
+            where=str(checkpoint),
+            message=f"about {share:.0%} of the evaluation text was calibrated on",
+            hint="judge it on other text",
+            severity="warning",
+        )
+        progress.note(str(finding))
+    return share
 
 
 def compare(

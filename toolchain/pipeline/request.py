@@ -75,6 +75,8 @@ class EngineRequest:
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 expected = getattr(kind, "__name__", str(kind))
                 problems.append(f"{_option(name)} is {value!r} (expected {expected})")
+            elif name == "calib_data" and not all(isinstance(item, str) for item in value):
+                problems.append(f"--calib-data is {value!r} (expected paths or data set names)")
             elif name in LEAST and value < LEAST[name]:
                 problems.append(f"{_option(name)} is {value} (expected at least {LEAST[name]})")
         if problems:
@@ -93,7 +95,7 @@ class EngineRequest:
     def calibration(self) -> Calibration:
         """Paths are made absolute: the plan must mean the same wherever it is read.
 
-        UsageError TC-160 for a ratio without the mode that takes one, and the other way round; the plan checks the rest.
+        UsageError TC-160 for a ratio without the mode that takes one, and the reverse; the plan checks the rest.
         """
         if (self.calibrate_topk_ratio is None) == (self.calibrate_experts == "topk"):
             raise UsageError(

@@ -28,6 +28,7 @@ from toolchain.core.files import (
     require_free_bytes,
 )
 from toolchain.core.progress import Progress, Silent
+from toolchain.data.overlap import sketch
 from toolchain.families import Family, get_family
 from toolchain.modeling.loading import load_source, pick_device
 from toolchain.models.reader import resolve_model
@@ -144,6 +145,7 @@ def _calibrate(
         "model_identity": plan.model_identity,
         "device": str(target),
         "calibration": data.identity if data else None,
+        "calibration_sketch": sketch(data.tokens.numpy()) if data else None,
         **starved.manifest_entries(coverage),
         **applied.details,
         "seconds": {

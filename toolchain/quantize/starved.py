@@ -75,7 +75,12 @@ def manifest_entries(report: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def tell(coverage: Coverage, plan: Plan, progress: Progress) -> None:
-    """One line about the starved experts, if there are any."""
+    """One line about the starved experts, if there are any, or about options that decided nothing."""
+    settings = plan.calibration
+    if not coverage.measured and (settings.strict or settings.min_tokens_per_expert):
+        progress.note(
+            "nothing of this plan looks at activations: there is no expert coverage to be strict about"
+        )
     pairs = coverage.starved(minimum_tokens(plan.calibration))
     if pairs:
         progress.note(f"{describe(pairs, coverage, plan.calibration)}: {remedy(plan)}")

@@ -73,6 +73,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Bad evaluation settings",
         "window >= 2 tokens, 1 <= stride <= window, and at least two tokens of data.",
     ),
+    "TC-525": (
+        "The evaluation text was calibrated on",
+        "A warning: runs of 32 tokens of it stand in the calibration text, and figures on it flatter the checkpoint.",
+    ),
     "TC-524": (
         "A data set on the hub cannot be read",
         "Check the name, the network and HF_HUB_OFFLINE; or download it and give the local file.",
