@@ -9,7 +9,7 @@ what we write, with the flat shape inside config.json, as ModelOpt 0.47 does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import lru_cache
@@ -18,6 +18,8 @@ from typing import Any
 
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import read_json
+from toolchain.core.roles import Role
+from toolchain.families import Family
 from toolchain.formats import Format, format_of_algo
 
 FILE = "hf_quant_config.json"
@@ -133,17 +135,57 @@ def _kv_scheme(scheme: Any) -> str | None:
 
 
 def render_legacy(config: QuantConfig) -> dict[str, Any]:
-    """The content of hf_quant_config.json for one uniform format."""
+    """The content of hf_quant_config.json.
+
+    MIXED_PRECISION names its layers one by one, and excludes by name too: ModelOpt leaves that list out there, but
+    runtimes that find one read it.
+    """
     body: dict[str, Any] = {
         "quant_algo": config.quant_algo,
         "kv_cache_quant_algo": config.kv_cache_quant_algo,
     }
-    if config.group_size is not None:
-        body["group_size"] = config.group_size
-    if config.quant_algo in CHANNEL_SCALED:
-        body |= {"has_zero_point": False, "pre_quant_scale": True}
+    if config.quant_algo == MIXED:
+        layers = config.quantized_layers.items()
+        body["quantized_layers"] = {name: layer_entry(_known(algo, name)) for name, algo in layers}
+    elif config.quant_algo is not None:
+        body |= layer_entry(_known(config.quant_algo, FILE))
     body["exclude_modules"] = list(config.exclude_modules)
     return {"producer": {"name": "modelopt", "version": config.producer_version}, "quantization": body}
+
+
+def layer_entry(format: Format) -> dict[str, Any]:
+    """What a config says about modules in ``format``, with the keys of ModelOpt's ``process_layer_quant_config``."""
+    entry: dict[str, Any] = {"quant_algo": format.quant_algo}
+    if format.group_size is not None:
+        entry["group_size"] = format.group_size
+    if format.quant_algo in CHANNEL_SCALED:
+        entry |= {"has_zero_point": False, "pre_quant_scale": True}
+    return entry
+
+
+def algo_per_module(modules: Mapping[str, Format], family: Family) -> dict[str, str]:
+    """``quantized_layers``: exact module names -> quant_algo, and the experts of a layer once more under their parent.
+
+    TensorRT-LLM asks for ``...mlp.experts`` by that name in some families and looks for it inside the names of the
+    projections in others (``_get_experts_quant_config``, ``apply_layerwise_quant_config``). ModelOpt's exports of fused
+    experts have the first, those of unfused experts the second.
+    """
+    found: dict[str, str] = {}
+    for name, format in modules.items():
+        experts = re.match(r".*\.experts(?=\.)", name)
+        if experts and family.classify(name).role is Role.ROUTED_EXPERT:
+            found.setdefault(experts.group(), format.quant_algo)
+        found[name] = format.quant_algo
+    return found
+
+
+def _known(algo: str, where: str) -> Format:
+    found = format_of_algo(algo)
+    if found is None:
+        raise ToolchainError(
+            f"{where}: unknown quant_algo {algo!r}", hint="`toolchain list formats`", code="TC-301"
+        )
+    return found
 
 
 def render_flat(legacy: dict[str, Any]) -> dict[str, Any]:

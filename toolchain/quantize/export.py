@@ -16,8 +16,10 @@ from torch import nn
 
 from toolchain.checkpoint.quant_config import (
     FILE,
+    MIXED,
     TIED_HEAD,
     QuantConfig,
+    algo_per_module,
     render_flat,
     render_legacy,
     summarize_excluded,
@@ -122,14 +124,16 @@ class Exporter:
     def _write_configs(self, directory: Path, quantized: list[str]) -> None:
         import modelopt
 
-        found = get_format(self.plan.format)
-        taken = set(quantized)
+        taken = {name: get_format(self._format(name)) for name in quantized}
         excludable = [name for name in (*self._modules(), *self._tied_head()) if name not in taken]
+        algos = {found.quant_algo for found in taken.values()}
+        # A quantized head is read from the list of MIXED_PRECISION only (TensorRT-LLM, ``modeling_utils.py``).
+        mixed = len(algos) > 1 or any(self.family.classify(name).role is Role.LM_HEAD for name in taken)
         legacy = render_legacy(
             QuantConfig(
-                quant_algo=found.quant_algo,
+                quant_algo=MIXED if mixed else algos.pop(),
+                quantized_layers=algo_per_module(taken, self.family) if mixed else {},
                 kv_cache_quant_algo=get_kv_cache(self.plan.kv_cache).quant_algo,
-                group_size=found.group_size,
                 exclude_modules=summarize_excluded(self._linear_like(excludable), taken),
                 producer_version=modelopt.__version__,
             )

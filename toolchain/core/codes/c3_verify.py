@@ -86,6 +86,10 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-327": ("An unquantized tensor differs from the source", "Only quantized modules may change."),
     "TC-328": ("Nothing is quantized", "The config claims an algorithm that no tensor has."),
     "TC-329": ("A module is not stored in its planned format", "The classic case: experts left in BF16."),
+    "TC-335": (
+        "Matrices that runtimes run as one matmul are stored in several formats",
+        "q/k/v and gate/up need one format each: runtimes ask for that of the first and take it for all.",
+    ),
     "TC-330": (
         "The bytes do not add up to the plan",
         "Something is missing, doubled or stored in another format.",
