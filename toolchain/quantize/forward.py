@@ -26,20 +26,25 @@ class CalibrationPass:
         device: torch.device,
         progress: Progress,
     ) -> None:
-        # lm_head is calibrated by nobody: the decoder stack alone is enough, and saves a [tokens, vocabulary] matmul.
-        self._decoder: Any = model.base_model
+        self._model = model
         self.batches = data.batches(settings.batch_size) if data else []
         self._length = data.tokens.shape[1] if data else 1
         self.device, self._progress = device, progress
         self.coverage = Coverage(model)
         self.widening = Widening(model, settings)
+        self.extra: dict[str, torch.Tensor] = {}
+        """Experts module path -> int64 [num_experts]: tokens of the last pass that an expert saw beyond the routed."""
 
     @torch.no_grad()
     def __call__(self, _: Any = None) -> None:
+        # Where lm_head is not quantized, the decoder stack alone is enough, and saves a [tokens, vocabulary] matmul.
+        head = getattr(self._model.get_output_embeddings(), "input_quantizer", None)
+        part = self._model if head is not None and head.is_enabled else self._model.base_model
         batches = self._progress.track(self.batches, description="calibrate", total=len(self.batches))
         with self.coverage.counting(self._length), self.widening.active():
             for batch in batches:
-                self._decoder(input_ids=batch.to(self.device), use_cache=False)
+                part(input_ids=batch.to(self.device), use_cache=False)
+        self.extra = self.widening.extra
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from toolchain.core.errors import ToolchainError
-from toolchain.core.roles import QUANTIZABLE
+from toolchain.core.roles import ASSIGNABLE
 from toolchain.families import Family
 from toolchain.formats import Format, get_format, get_kv_cache
 from toolchain.formats.fp8_block import BLOCK
@@ -167,7 +167,7 @@ def check_coverage(model: nn.Module, plan: Plan, family: Family) -> None:
     }
     skipped, extra = sorted(set(planned) - set(enabled)), sorted(set(enabled) - set(planned))
     forbidden = [
-        path for path in enabled if family.classify(family.to_checkpoint(path)).role not in QUANTIZABLE
+        path for path in enabled if family.classify(family.to_checkpoint(path)).role not in ASSIGNABLE
     ]
     other = [
         f"{path} ({kind})"

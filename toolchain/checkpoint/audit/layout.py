@@ -140,12 +140,14 @@ def _experts_by_count(subject: Subject) -> Iterator[Finding]:
 
 
 def roles(subject: Subject) -> Iterator[Finding]:
-    """Routers, norms, embeddings and lm_head are never quantized; a layer's routed experts all are, or none is."""
+    """Routers, norms and embeddings are never quantized, lm_head only where the config says so; a layer's routed experts
+    all are, or none is."""
     layers: dict[int | None, dict[bool, list[str]]] = {}
     for module in (*subject.quantized, *subject.plain):
         part = subject.part(module)
         is_quantized = module in subject.quantized
-        if is_quantized and part.role not in QUANTIZABLE:
+        asked = part.role is Role.LM_HEAD and subject.quant.algo_of(module) is not None
+        if is_quantized and part.role not in QUANTIZABLE and not asked:
             yield Finding(
                 code="TC-321",
                 where=module,
