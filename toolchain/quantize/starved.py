@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress
 from toolchain.formats import get_format
 from toolchain.plan.types import Calibration, Plan
 from toolchain.quantize.coverage import Coverage
-from toolchain.quantize.routing import Widening
 
 FILE = "coverage.json"
 """Beside the manifest in the checkpoint directory."""
@@ -34,13 +35,16 @@ def remedy(plan: Plan) -> str:
     return f"it is calibrated on tokens that its router sends elsewhere; {done}"
 
 
-def coverage_report(coverage: Coverage, widening: Widening, plan: Plan) -> dict[str, Any] | None:
-    """``coverage.json``; None when no expert was counted (dense model, or nothing that looks at activations)."""
+def coverage_report(coverage: Coverage, extra: dict[str, torch.Tensor], plan: Plan) -> dict[str, Any] | None:
+    """``coverage.json``; None when no expert was counted: a dense model, or nothing that looks at activations.
+
+    ``extra``: as in ``CalibrationPass``.
+    """
     if not coverage.measured or not coverage.experts:
         return None
     settings = plan.calibration
     minimum = minimum_tokens(settings)
-    layers = coverage.layers_json(minimum, widening.extra)
+    layers = coverage.layers_json(minimum, extra)
     starved = sum(len(layer["starved"]) for layer in layers.values())
     return {
         "schema_version": 1,
