@@ -73,6 +73,68 @@ def make_tiny(kind: str, directory: Path, *, seed: int = 0, **overrides: Any) ->
     return directory
 
 
+def make_fp8_source(source: Path, directory: Path, *, block: int = 128) -> Path:
+    """``source`` with its Linears in blocks of E4M3, as DeepSeek-V3 is published: amax / 448 per block, F32."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors, written = load_file(source / "model.safetensors"), {}
+    for name, tensor in tensors.items():
+        kept = tensor.dim() != 2 or any(
+            part in name for part in ("embed", "lm_head", "norm", "mlp.gate.", "router")
+        )
+        if kept:
+            written[name] = tensor
+            continue
+        rows, columns = (-(-size // block) for size in tensor.shape)
+        scales, codes = torch.ones(rows, columns), torch.empty(tensor.shape, dtype=torch.float8_e4m3fn)
+        for row in range(rows):
+            for column in range(columns):
+                cut = (slice(row * block, (row + 1) * block), slice(column * block, (column + 1) * block))
+                scales[row, column] = tensor[cut].float().abs().max() / 448
+                codes[cut] = (tensor[cut].float() / scales[row, column]).to(torch.float8_e4m3fn)
+        written |= {name: codes, f"{name}_scale_inv": scales}
+    quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+    return _write_source(source, directory, written, {**quantization, "weight_block_size": [block, block]})
+
+
+def make_mxfp4_source(source: Path, directory: Path) -> Path:
+    """``source`` (a tiny gpt-oss) with its experts in MXFP4, as it is published: scales 2^(floor(log2 amax) - 2)."""
+    import torch
+    from safetensors.torch import load_file
+
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    tensors, written = load_file(source / "model.safetensors"), {}
+    for name, tensor in tensors.items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            written[name] = tensor
+            continue
+        blocks = tensor.float().transpose(1, 2).contiguous().unflatten(-1, (-1, 32))
+        exponent = torch.log2(blocks.abs().amax(-1)).floor() - 2
+        scaled = blocks / torch.exp2(exponent).unsqueeze(-1)
+        codes = (scaled.abs().unsqueeze(-1) - values).abs().argmin(-1) + 8 * (scaled < 0)
+        packed = codes[..., 0::2] + 16 * codes[..., 1::2]
+        written[f"{name}_blocks"] = packed.to(torch.uint8)
+        written[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    return _write_source(source, directory, written, quantization)
+
+
+def _write_source(
+    source: Path, directory: Path, tensors: dict[str, Any], quantization: dict[str, Any]
+) -> Path:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(source, directory)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    return directory
+
+
 def write_tokenizer(directory: Path) -> None:
     """A byte-level BPE without merges beyond bytes: 256 bytes and 4 special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolchain.checkpoint.quant_config import read_quant_config
+from toolchain.checkpoint.quant_config import QuantConfig, read_quant_config
 from toolchain.checkpoint.reader import CheckpointReader
+from toolchain.checkpoint.source import QuantizedSource, open_source
 from toolchain.codecs import get_codec
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import read_json
@@ -56,9 +57,15 @@ def load_source(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """The model of a plain Hugging Face directory in evaluation mode, experts unfused; ``dtype`` None keeps its own."""
+    """The model of a Hugging Face directory in evaluation mode, experts unfused; ``dtype`` None keeps its own.
+
+    A quantized source (``models/prequantized.py``) is dequantized tensor by tensor.
+    """
     from transformers import AutoModelForCausalLM
 
+    reader = open_source(directory)
+    if isinstance(reader, QuantizedSource):
+        return _fill(directory, reader, None, dtype).model.eval().to(device)
     quiet_transformers()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -92,8 +99,22 @@ def load_checkpoint(
     ``emulate_activations=False`` computes on unquantized activations and cache (weight-only view); AWQ's channel scales
     are applied all the same. Raises ToolchainError when tensors are missing or belong to no module.
     """
-    reader = CheckpointReader(directory)
-    quant = read_quant_config(directory)
+    reader = open_source(directory)
+    # Published FP8 and MXFP4 files have no activations that were calibrated: they stand for their values.
+    quant = None if isinstance(reader, QuantizedSource) else read_quant_config(directory)
+    filler = _fill(directory, reader, quant, dtype)
+    model = filler.model.eval().to(device)
+    for quantized in filler.inputs:
+        quantized.attach(device, emulate=emulate_activations)
+    if emulate_activations and quant and quant.kv_cache_quant_algo:
+        emulate_kv_cache(model, quant.kv_cache_quant_algo, filler.kv_scales)
+    return model
+
+
+def _fill(
+    directory: Path, reader: CheckpointReader, quant: QuantConfig | None, dtype: torch.dtype | None
+) -> Filler:
+    """The architecture of config.json with every tensor of ``reader`` in its place."""
     config_json = read_json(directory / "config.json")
     family = get_family(
         config_json.get("model_type", ""), (config_json.get("architectures") or [""])[0], list(reader.infos)
@@ -105,12 +126,7 @@ def load_checkpoint(
         found = quant.format_of(module_name) if quant and suffixes.keys() & set(WEIGHT_SCALES) else None
         filler.fill(module_name, tensors, get_codec(found.name) if found else None)
     filler.finish(directory)
-    model = model.eval().to(device)
-    for quantized in filler.inputs:
-        quantized.attach(device, emulate=emulate_activations)
-    if emulate_activations and quant and quant.kv_cache_quant_algo:
-        emulate_kv_cache(model, quant.kv_cache_quant_algo, filler.kv_scales)
-    return model
+    return filler
 
 
 def _refuse_holes(directory: Path, report: Mapping[str, Any]) -> None:

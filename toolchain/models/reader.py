@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from toolchain.families.lookup import EXPERT_COUNT_KEYS
 from toolchain.models import hub
 from toolchain.models.config import attention_of, need, read_config, text_config
 from toolchain.models.inventory import linears_of, main_dtype
+from toolchain.models.prequantized import logical_tensors, scheme_of
 from toolchain.models.shards import read_tensors
-from toolchain.models.types import ModelInfo, TensorInfo
+from toolchain.models.types import ModelInfo, Scheme, TensorInfo
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 
@@ -44,18 +45,22 @@ def read_model(
     found = _find(source, revision=revision, allow_download=allow_download)
     raw = read_config(found.path)
     config = text_config(raw)
-    tensors = found.tensors
+    scheme, tensors = scheme_of(config), found.tensors
     if tensors is None:
         from toolchain.models.meta import meta_tensors
 
         tensors = meta_tensors(str(found.path), config, trust_remote_code=trust_remote_code)
+    elif scheme is not None:
+        tensors = logical_tensors(scheme, tensors)
     family = get_family(
         config.get("model_type", ""),
         raw["architectures"][0],
         (tensor.name for tensor in tensors),
         config=config,
     )
-    return _info(source, found, config, tensors, family)
+    return replace(
+        _info(source, found, config, tensors, family), scheme=scheme, stored_bytes=_stored(found, scheme)
+    )
 
 
 def resolve_model(source: str, *, revision: str | None = None, allow_download: bool = True) -> Path:
@@ -99,6 +104,10 @@ def _find(source: str, *, revision: str | None, allow_download: bool) -> _Found:
         return _Found(path=small, tensors=None, files=_names(small), local=True)
     tensors = hub.remote_tensors(source, revision=revision)
     return _Found(path=small, tensors=tensors, files=_names(small), local=False)
+
+
+def _stored(found: _Found, scheme: Scheme | None) -> int:
+    return sum(tensor.bytes for tensor in found.tensors) if scheme and found.tensors else 0
 
 
 def _names(path: Path) -> frozenset[str]:

@@ -60,6 +60,15 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How the stored numbers of a quantized source become values (``prequantized.py``)."""
+
+    method: str
+    block: tuple[int, int]
+    """Rows and columns of [out, in] that share a scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     source: str
     """What the user typed: a directory or a hub id."""
@@ -85,6 +94,10 @@ class ModelInfo:
     hidden_size: int
     vocab_size: int
     max_position_embeddings: int
+    scheme: Scheme | None = None
+    """How a quantized source is dequantized; ``tensors`` and ``linears`` then describe the BF16 model. None: plain."""
+    stored_bytes: int = 0
+    """Bytes of tensors in the files of a quantized source; 0 for a plain one."""
 
     @property
     def is_moe(self) -> bool:
@@ -111,6 +124,11 @@ class ModelInfo:
     @property
     def bytes(self) -> int:
         return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of tensors in the files."""
+        return self.stored_bytes or self.bytes
 
     def by_role(self, role: Role) -> Iterator[LinearInfo]:
         return (linear for linear in self.linears if linear.part.role is role)

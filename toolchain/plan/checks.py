@@ -27,12 +27,11 @@ GIB = 1024**3
 def model_findings(info: ModelInfo) -> Iterator[Finding]:
     """What speaks against quantizing this source at all."""
     quantization = info.quantization
-    if quantization:
+    if quantization and info.scheme is None:
         method = quantization.get("quant_method") or quantization.get("quant_algo") or "an unnamed method"
-        message = f"{info.source} is already quantized ({method}); quantizing it again is not supported yet"
-        yield Finding(
-            code="TC-141", where=info.source, message=message, hint="start from the BF16 release of the model"
-        )
+        message = f"{info.source} is already quantized ({method}), and is not one of the layouts that are dequantized"
+        hint = "start from the BF16 release of the model; fp8 with weight_block_size and mxfp4 are read"
+        yield Finding(code="TC-141", where=info.source, message=message, hint=hint)
     if is_generic(info.family):
         message = (
             f"{info.architecture} is not a declared family: its parts were recognised by their usual names"

@@ -67,7 +67,7 @@ def estimate(
         parameters=info.parameters,
         active_parameters=active_parameters(info),
         quantized_parameters=quantized,
-        source_bytes=info.bytes,
+        source_bytes=info.source_bytes,
         checkpoint_bytes=checkpoint,
         effective_bits=checkpoint * 8 / info.parameters,
         weights_per_gpu_bytes=weights_bytes(info, held, serving),

@@ -90,4 +90,8 @@ CODES: dict[str, tuple[str, str]] = {
         "config.json lacks a dimension",
         "Add the named key with the value that the model was trained with.",
     ),
+    "TC-023": (
+        "A quantized source whose scales do not fit its weights",
+        "FP8 weights need weight_scale_inv, MXFP4 blocks need scales, in the shapes that quantization_config says.",
+    ),
 }

@@ -89,7 +89,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The family's storage of experts has no place for this format or recipe, or the target no loader for it",
         "gpt-oss and Llama 4 store all experts of a layer in one tensor: the finding names the formats that fit.",
     ),
-    "TC-141": ("The source is already quantized", "Start from the BF16 or FP16 release of the model."),
+    "TC-141": (
+        "The source is quantized in a layout that is not read",
+        "Read are FP8 with weight_block_size (DeepSeek-V3) and MXFP4 (gpt-oss). Else start from the BF16 release.",
+    ),
     "TC-142": (
         "The policy quantizes nothing",
         "A dense model has no routed experts: use --policy all-linear.",
