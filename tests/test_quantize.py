@@ -136,7 +136,8 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
 def test_awq_beats_rounding_to_nearest_on_the_calibrated_inputs(tiny: Tiny) -> None:
     """The searched scale must not be worse than none, by the definition of AWQ's loss, computed from raw inputs."""
     from toolchain.codecs import int4_awq
-    from toolchain.quantize.accuracy.awq import InputStatistics, search
+    from toolchain.quantize.accuracy.awq import search
+    from toolchain.quantize.accuracy.statistics import InputStatistics
 
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(512, 256, generator=generator) * torch.logspace(-2, 1, 256)
@@ -159,11 +160,11 @@ def test_awq_in_many_passes_is_awq_in_one(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Too little memory for all Gram matrices: later passes run over scaled weights and must see what the first saw."""
-    from toolchain.quantize.accuracy import awq_groups
+    from toolchain.quantize import accuracy
 
     plan = plan_for(tiny(kind), "int4_awq", policy="all-linear")
     one = calibrate(plan, device="cpu", dtype=torch.float32)
-    monkeypatch.setattr(awq_groups, "GRAM_BUDGET_BYTES", 1)
+    monkeypatch.setattr(accuracy, "GRAM_BUDGET_BYTES", 1)
     many = calibrate(plan, device="cpu", dtype=torch.float32)
     assert many.coverage == one.coverage
     assert many.manifest["awq_alpha"] == one.manifest["awq_alpha"]

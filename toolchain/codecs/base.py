@@ -23,6 +23,10 @@ class Calibrated:
     pre_quant_scale: torch.Tensor | None = None
     """[in_features]: factor on the input (AWQ, SmoothQuant). The weight handed to ``pack`` is already divided by it."""
 
+    weight_scale: torch.Tensor | None = None
+    """[out, in/group] block scales as the format stores them, when a search has chosen them; None: from each block's
+    largest magnitude."""
+
     def tensor_amax(self, weight: torch.Tensor) -> torch.Tensor:
         """``weight_amax``, or the weight's own, on its device; 1 for 0."""
         amax = self.weight_amax if self.weight_amax is not None else weight.abs().amax()

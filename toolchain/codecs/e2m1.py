@@ -87,16 +87,24 @@ def fake_quantize(x: torch.Tensor, scale_2: torch.Tensor, block: int = BLOCK) ->
     scales = block_scales(x, scale_2, block)
     factor = (scales.float() * scale_2).unsqueeze(-1)
     scaled = x.unflatten(-1, (-1, block)) / factor
-    rounded = _round_e2m1(scaled)
-    return (rounded * factor).flatten(-2).to(x.dtype)
+    return round_values(scaled).mul_(factor).flatten(-2).to(x.dtype)
 
 
-def _round_e2m1(scaled: torch.Tensor) -> torch.Tensor:
-    """float32 -> nearest E2M1 value, ties to even mantissa, by adding and removing a power of two per binade.
+def round_values(scaled: torch.Tensor) -> torch.Tensor:
+    """float32 -> nearest E2M1 value, ties to even mantissa."""
+    return torch.copysign(round_magnitude(scaled.abs().clamp_(max=E2M1_MAX)), scaled)
 
-    The step is 0.5 below 2, 1 in [2, 4), 2 above; ``round`` ties to even: E2M1's even mantissa in every binade.
+
+def round_magnitude(magnitude: torch.Tensor) -> torch.Tensor:
+    """float32 in 0..6 -> nearest E2M1 magnitude, in place.
+
+    Steps are 0.5 below 2, 1 in [2, 4), 2 above: half of the binade's power of two, at least half of one. Adding
+    3 * 2**21 binades leaves float32 no finer digit than that step; its own rounding (ties to even) does the work.
     """
-    magnitude = scaled.abs().clamp_(max=E2M1_MAX)
-    step = torch.full_like(magnitude, 0.5)
-    step.masked_fill_(magnitude >= 2.0, 1.0).masked_fill_(magnitude >= 4.0, 2.0)
-    return torch.copysign((magnitude / step).round_() * step, scaled)
+    binade = magnitude.clamp(min=1.0).view(torch.int32).bitwise_and_(_EXPONENT).view(torch.float32)
+    shift = binade.mul_(3.0 * 2.0**21)
+    return magnitude.add_(shift).sub_(shift)
+
+
+_EXPONENT = 0x7F800000
+"""Exponent bits of a float32."""

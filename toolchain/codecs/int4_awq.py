@@ -65,7 +65,7 @@ class Int4AwqCodec:
         self.format = format
 
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
-        scales = group_scales(weight)
+        scales = group_scales(weight) if calibrated.weight_scale is None else calibrated.weight_scale
         return {
             "weight": pack_rows(encode(weight, scales)),
             "weight_scale": scales,
@@ -93,8 +93,7 @@ class W4A8AwqCodec(Int4AwqCodec):
         }
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        expanded = super().unpack(tensors, torch.float32)
-        return fp8.fake_quantize(expanded, tensors["weight_scale_2"]).to(dtype)
+        return fp8.fake_quantize(super().unpack(tensors, dtype), tensors["weight_scale_2"])
 
     def quantize_input(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return fp8.fake_quantize(x, tensors["input_scale"])

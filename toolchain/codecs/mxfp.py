@@ -16,9 +16,11 @@ class Mxfp4Codec:
     format = MXFP4
 
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
-        exponent = mx.exponents(weight, e2m1.E2M1_MAX)
-        codes = mx.encode_fp4(weight, exponent)
-        return {"weight": e2m1.pack_nibbles(codes), "weight_scale": mx.stored_scales(exponent)}
+        scales = calibrated.weight_scale
+        if scales is None:
+            scales = mx.stored_scales(mx.exponents(weight, e2m1.E2M1_MAX))
+        codes = mx.encode_fp4(weight, scales.float() - mx.BIAS)
+        return {"weight": e2m1.pack_nibbles(codes), "weight_scale": scales}
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         values = e2m1.values_of(e2m1.unpack_nibbles(tensors["weight"]))

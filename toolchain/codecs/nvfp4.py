@@ -19,7 +19,9 @@ class _Nvfp4Weights:
 
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
         scale_2 = self.weight_scale_2(calibrated.tensor_amax(weight))
-        scales = e2m1.block_scales(weight, scale_2, self.format.group_size or e2m1.BLOCK)
+        scales = calibrated.weight_scale
+        if scales is None:
+            scales = e2m1.block_scales(weight, scale_2, self.format.group_size or e2m1.BLOCK)
         return {
             "weight": e2m1.pack_nibbles(e2m1.encode(weight, scales, scale_2)),
             "weight_scale": scales,

@@ -45,6 +45,12 @@ def get_recipe(text: str | None, format: Format) -> Recipe:
     return Recipe(ingredients=tuple(sorted(found, key=lambda item: AXES.index(item.axis))))
 
 
+def is_recipe_file(text: str | None) -> bool:
+    """True for a YAML file or a name in ModelOpt's library (``general/ptq/...``), which are no ingredients: they say
+    which part gets which format too (``toolchain.quantize.recipe_file``)."""
+    return bool(text) and (str(text).endswith((".yaml", ".yml")) or "/" in str(text))
+
+
 def _ingredient(name: str) -> Ingredient:
     return pick(
         INGREDIENTS,
@@ -55,4 +61,14 @@ def _ingredient(name: str) -> Ingredient:
     )
 
 
-__all__ = ["AXES", "BEST", "INGREDIENTS", "MAX", "Axis", "Ingredient", "Recipe", "get_recipe"]
+__all__ = [
+    "AXES",
+    "BEST",
+    "INGREDIENTS",
+    "MAX",
+    "Axis",
+    "Ingredient",
+    "Recipe",
+    "get_recipe",
+    "is_recipe_file",
+]

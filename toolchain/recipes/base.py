@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Axis = Literal["transform", "scales", "rounding", "inputs"]
-"""What an ingredient decides: how channels are rescaled before quantization, how weight scales are chosen, how codes
-are rounded, and how input scales follow from the calibrated range. A recipe has at most one ingredient per axis."""
+Axis = Literal["transform", "target", "scales", "rounding", "inputs"]
+"""What an ingredient decides: how channels are rescaled before quantization, which weights rounding aims at, how
+weight scales are chosen, how codes are rounded, and how input scales follow from the calibrated range. A recipe has at
+most one ingredient per axis."""
 
-AXES: tuple[Axis, ...] = ("transform", "scales", "rounding", "inputs")
+AXES: tuple[Axis, ...] = ("transform", "target", "scales", "rounding", "inputs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ INGREDIENTS: tuple[Ingredient, ...] = (
         name="awq",
         title="activation-aware channel scales, folded into the layer before where one is",
         axis="transform",
-        formats=(*INT4_WEIGHTS, *NVFP4_WEIGHTS),
+        formats=INT4_WEIGHTS,
         source="AWQ, arXiv 2306.00978; ModelOpt awq_lite",
     ),
     Ingredient(
@@ -24,10 +24,16 @@ INGREDIENTS: tuple[Ingredient, ...] = (
         source="SmoothQuant, arXiv 2211.10438",
     ),
     Ingredient(
+        name="compensate",
+        title="aim at the weights that do best on inputs as the target rounds them",
+        axis="target",
+        formats=("nvfp4",),
+    ),
+    Ingredient(
         name="mse",
-        title="the block scale with the least squared error, over all 126 positive E4M3 codes",
+        title="the block scale with the least squared error: all 126 E4M3 codes, or two exponents (MXFP4)",
         axis="scales",
-        formats=NVFP4_WEIGHTS,
+        formats=(*NVFP4_WEIGHTS, *MX_WEIGHTS),
         needs_data=False,
         source="ModelOpt mse with fp8_scale_sweep",
     ),
@@ -50,7 +56,7 @@ INGREDIENTS: tuple[Ingredient, ...] = (
         name="local_hessian",
         title="block scales by output error: squared error weighted by the block's part of the Hessian",
         axis="scales",
-        formats=NVFP4_WEIGHTS,
+        formats=(*NVFP4_WEIGHTS, *MX_WEIGHTS),
         source="ModelOpt local_hessian",
     ),
     Ingredient(

@@ -1,0 +1,89 @@
+"""Choose scales and codes of one group of Linears, and leave the modules computing on what will be stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolchain.codecs import get_codec
+from toolchain.quantize import scales as calibrated_scales
+from toolchain.quantize.accuracy import compensate, gptq
+from toolchain.quantize.accuracy.grids import Grid, grid_of
+from toolchain.quantize.accuracy.groups import Group
+from toolchain.quantize.accuracy.scale_search import block_hessian, choose_scales
+from toolchain.recipes import Recipe
+
+WITHOUT_DATA = {"local_hessian": "window", "clip": "max"}
+"""What stands in for a search by output error where no token reached the input."""
+
+
+def chooses_weights(recipe: Recipe) -> bool:
+    """True when the recipe decides more about weights than their largest magnitude does."""
+    return any(recipe.on(axis) for axis in ("target", "scales", "rounding"))
+
+
+def needs_gram(recipe: Recipe) -> bool:
+    return bool(
+        recipe.on("transform")
+        or recipe.on("target")
+        or recipe.on("rounding")
+        or recipe.on("scales") in WITHOUT_DATA
+    )
+
+
+@torch.no_grad()
+def choose(model: nn.Module, group: Group, recipe: Recipe) -> dict[str, dict[str, torch.Tensor]]:
+    """Module path -> tensors as stored, for the modules of ``group``. Their weights become what the tensors hold."""
+    modules: list[Any] = [model.get_submodule(path) for path in group.paths]
+    amax = torch.stack([_weight_amax(module) for module in modules]).amax()
+    grid = grid_of(group.format, amax)
+    if grid is None:
+        return {}
+    weight = torch.cat([module.weight.float() for module in modules])
+    values, scales = _values_and_scales(weight, grid, group, recipe)
+    rows = [len(module.weight) for module in modules]
+    codec, packed = get_codec(group.format), {}
+    for path, module, part, scale in zip(
+        group.paths, modules, values.split(rows), scales.split(rows), strict=True
+    ):
+        found = calibrated_scales.calibrated(module, path, needs_input=codec.format.has_input_scale)
+        found = replace(found, weight_amax=amax, weight_scale=scale)
+        packed[path] = codec.pack(part, found)
+        module.weight.data = codec.unpack(packed[path], module.weight.dtype)
+        module.weight_quantizer.disable()
+    return packed
+
+
+def _values_and_scales(
+    weight: torch.Tensor, grid: Grid, group: Group, recipe: Recipe
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, K] -> (values to encode, stored scales). Without tokens the nearest that weights alone can decide."""
+    statistics, method, hessian = group.statistics, recipe.on("scales"), None
+    seen = statistics.gram is not None
+    if recipe.on("target") and seen:
+        weight = compensate.compensated(weight, statistics)
+    if method in WITHOUT_DATA:
+        if seen:
+            hessian = block_hessian(statistics.gram, grid.group)
+        else:
+            method = WITHOUT_DATA[method]
+    chosen = (
+        choose_scales(weight, grid, method, hessian) if method not in (None, "max") else grid.base(weight)
+    )
+    if not recipe.on("rounding") or not seen:
+        return weight, chosen
+    factors = grid.factors(chosen).repeat_interleave(grid.group, dim=-1)
+    gram = statistics.gram / statistics.tokens  # type: ignore[operator]
+    return gptq.solve(weight, factors, gram, grid.round), chosen
+
+
+def _weight_amax(module: Any) -> torch.Tensor:
+    """What the fused siblings agreed on where the format has one scale per tensor; else the weight's own."""
+    quantizer = module.weight_quantizer
+    amax = getattr(quantizer, "amax", None)
+    if amax is not None and amax.numel() == 1:
+        return amax.reshape(()).float()
+    return module.weight.abs().amax().float()
