@@ -21,6 +21,7 @@ from toolchain.core.files import read_json
 from toolchain.core.roles import Role
 from toolchain.families import Family
 from toolchain.formats import Format, format_of_algo
+from toolchain.formats.mxfp4 import MXFP4
 
 FILE = "hf_quant_config.json"
 MIXED = "MIXED_PRECISION"
@@ -30,6 +31,18 @@ CHANNEL_SCALED = ("W4A16_AWQ", "W4A8_AWQ")
 
 TIED_HEAD = "lm_head"
 """Excluded by name also when it has no tensor of its own, as ModelOpt's exporter does."""
+
+
+PUBLISHED_MXFP4: dict[str, Any] = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+}
+"""``quantization_config`` of gpt-oss as it was published. Such a checkpoint has no hf_quant_config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +131,14 @@ def parse_quant_config(value: Any, where: str) -> QuantConfig:
             quantized_layers={name: layer.get("quant_algo", "") for name, layer in layers.items()},
             producer_version=version,
             shape="flat",
+        )
+    if value.get("quant_method") == PUBLISHED_MXFP4["quant_method"]:
+        names = value.get("modules_to_not_convert") or ()
+        # A name stands for a module and all below it.
+        return QuantConfig(
+            quant_algo=MXFP4.quant_algo,
+            exclude_modules=tuple(f"{name}*" for name in names),
+            shape="published",
         )
     raise ToolchainError(
         f"{where} has neither `quantization` nor `quant_algo` (quant_method {value.get('quant_method')!r})",

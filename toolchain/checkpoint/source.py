@@ -31,6 +31,11 @@ class QuantizedSource(CheckpointReader):
             if scale is not None:
                 self._pairs[info.name.removesuffix("_blocks")] = (info, self.stored[scale])
 
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Names in the model of the tensors that are stored quantized."""
+        return tuple(self._pairs)
+
     def codes(self, name: str) -> dict[str, torch.Tensor] | None:
         """Stored tensors (suffix -> tensor) of a quantized tensor by its name in the model; None for a plain one.
 

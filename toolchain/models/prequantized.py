@@ -39,6 +39,13 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     return None
 
 
+def keeps_values(scheme: Scheme, format_name: str) -> bool:
+    """True when ``format_name`` can hold the source's own numbers: copied, or MXFP4 cast to NVFP4."""
+    if scheme.method == FP8:
+        return format_name == "fp8_block" and scheme.block == (128, 128)
+    return format_name in ("mxfp4", "nvfp4", "w4a16_nvfp4")
+
+
 def logical_tensors(scheme: Scheme, stored: Iterable[TensorInfo]) -> list[TensorInfo]:
     """The tensors of the BF16 model, under their names there, in the order of ``stored``.
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from toolchain.core.findings import Finding
 from toolchain.core.gpus import Gpu
-from toolchain.core.roles import Role
+from toolchain.core.roles import QUANTIZABLE, Role
 from toolchain.families import is_generic
+from toolchain.families.fused import MXFP4
 from toolchain.formats.base import Format
 from toolchain.formats.kv import get_kv_cache
+from toolchain.models.prequantized import keeps_values
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import KV_PROJECTION
 from toolchain.plan.choices import Choices
@@ -56,6 +58,45 @@ def storage_findings(info: ModelInfo, choices: Choices, target: Target) -> Itera
         )
         hint = f"use --format {' or '.join(fitting)}"
         yield Finding(code="TC-140", where="--format", message=message, hint=hint)
+
+
+def published_findings(info: ModelInfo, choices: Choices, kv_cache: str) -> Iterator[Finding]:
+    """MXFP4 experts in fused storage are written as gpt-oss was published, whose config has words for nothing else."""
+    formats = {format.name: linear for linear, format in choices.quantized(info)}
+    experts = {found.name for item in info.by_role(Role.ROUTED_EXPERT) if (found := choices.format_of(item))}
+    if not info.family.fuses_experts or MXFP4 not in experts:
+        return
+    others = {linear.part.role for linear, _ in choices.quantized(info)} - {Role.ROUTED_EXPERT}
+    if others or len(formats) > 1 or kv_cache != "none":
+        what = ", ".join(sorted(role.value for role in others)) or f"KV cache {kv_cache}"
+        message = (
+            f"{info.family.name} in MXFP4 is written in its published layout, which knows quantized experts only "
+            f"(asked for besides: {what})"
+        )
+        hint = "use --policy experts-only --kv-cache none; runtimes have options of their own for the cache"
+        yield Finding(code="TC-140", where="--policy", message=message, hint=hint)
+
+
+def dequantized_findings(info: ModelInfo, choices: Choices) -> Iterator[Finding]:
+    """What of a quantized source is rounded again, or written larger than it was."""
+    if info.scheme is None:
+        return
+    parts = [item for item in info.linears if item.part.role in QUANTIZABLE]
+    if info.scheme.method == MXFP4:
+        parts = [item for item in parts if item.part.role is Role.ROUTED_EXPERT]
+    formats = {found.name if (found := choices.format_of(item)) else None for item in parts}
+    again = sorted(name for name in formats if name and not keeps_values(info.scheme, name))
+    said = []
+    if again:
+        said.append(f"rounded again for {', '.join(again)}")
+    if None in formats:
+        said.append("written as BF16 where the plan keeps the dtype")
+    if said:
+        message = (
+            f"the source holds {info.scheme.method} numbers: they are dequantized, and {' and '.join(said)}"
+        )
+        hint = "start from a BF16 release if there is one, or use a format that holds these numbers"
+        yield Finding(code="TC-145", where=info.source, message=message, hint=hint, severity="warning")
 
 
 def recipe_findings(info: ModelInfo, recipe: Recipe, choices: Choices) -> Iterator[Finding]:
@@ -108,6 +149,8 @@ def request_findings(
     return [
         *model_findings(info),
         *storage_findings(info, choices, target),
+        *published_findings(info, choices, kv_cache),
+        *dequantized_findings(info, choices),
         *format_findings(info, choices),
         *rank_findings(info, choices, serving),
         *parallel_findings(info, target, serving),

@@ -17,6 +17,7 @@ from torch import nn
 from toolchain.checkpoint.quant_config import (
     FILE,
     MIXED,
+    PUBLISHED_MXFP4,
     TIED_HEAD,
     QuantConfig,
     algo_per_module,
@@ -24,7 +25,7 @@ from toolchain.checkpoint.quant_config import (
     render_legacy,
     summarize_excluded,
 )
-from toolchain.checkpoint.reader import CheckpointReader
+from toolchain.checkpoint.source import open_source
 from toolchain.checkpoint.writer import write_shards
 from toolchain.codecs import get_codec
 from toolchain.codecs.fused import fuse_experts
@@ -33,6 +34,7 @@ from toolchain.core.files import atomic_write_json, read_json
 from toolchain.core.progress import Progress
 from toolchain.core.roles import Role
 from toolchain.families import Family
+from toolchain.families.fused import MXFP4
 from toolchain.formats import get_format, get_kv_cache
 from toolchain.models.types import TensorInfo
 from toolchain.plan.types import SOURCE_DTYPE, Plan
@@ -56,7 +58,7 @@ class Exporter:
 
     def __init__(self, model: nn.Module, plan: Plan, family: Family, source: Path, applied: Applied) -> None:
         self.model, self.plan, self.family, self.source = model, plan, family, source
-        self.reader = CheckpointReader(source)
+        self.reader = open_source(source)
         self.kv = scales.kv_scales(model)
         self.applied = applied
 
@@ -124,6 +126,10 @@ class Exporter:
     def _write_configs(self, directory: Path, quantized: list[str]) -> None:
         import modelopt
 
+        if self.family.fuses_experts and self.plan.format == MXFP4:
+            config = {**read_json(self.source / "config.json"), "quantization_config": PUBLISHED_MXFP4}
+            atomic_write_json(directory / "config.json", config)
+            return
         taken = {name: get_format(self._format(name)) for name in quantized}
         excludable = [name for name in (*self._modules(), *self._tied_head()) if name not in taken]
         algos = {found.quant_algo for found in taken.values()}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolchain.checkpoint.reader import CheckpointReader
+from toolchain.checkpoint.source import open_source
 from toolchain.core.environment import package_versions, peak_memory_bytes
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import (
@@ -38,6 +38,7 @@ from toolchain.quantize.accuracy import Applied, apply_recipe
 from toolchain.quantize.calibration import CalibrationSet, load_calibration
 from toolchain.quantize.export import Exporter, require_kv_scales
 from toolchain.quantize.forward import CalibrationPass
+from toolchain.quantize.precast import Precast
 from toolchain.quantize.precision import float32_matmuls
 from toolchain.quantize.sampling import select
 
@@ -117,9 +118,7 @@ def _calibrate(
     plan: Plan, device: str, dtype: torch.dtype | None, trust_remote_code: bool, progress: Progress
 ) -> Quantized:
     source = resolve_model(plan.model)
-    CheckpointReader(
-        source
-    )  # validates every shard before anything expensive, and refuses a bare config.json
+    open_source(source)  # validates every shard before anything expensive, and refuses a bare config.json
     data = _calibration_data(plan, source, progress)
     started = time.monotonic()
     target = pick_device(device)
@@ -168,7 +167,7 @@ def _calibration_data(plan: Plan, source: Path, progress: Progress) -> Calibrati
 
 def _family(model: Any, source: Path) -> Family:
     architecture = (model.config.architectures or [""])[0]
-    return get_family(model.config.model_type, architecture, list(CheckpointReader(source).infos))
+    return get_family(model.config.model_type, architecture, list(open_source(source).infos))
 
 
 def _run_modelopt(
@@ -179,4 +178,7 @@ def _run_modelopt(
         modules = quantizers.quantize(model, plan, family, forward)
         scales.share_expert_inputs(model)
         scales.merge_fused(model, quantizers.fused_groups(modules, family))
-        return apply_recipe(model, modules, plan, family, forward, progress)
+        source = Precast(open_source(resolve_model(plan.model)), modules, family)
+        applied = apply_recipe(model, source.rest(), plan, family, forward, progress)
+        source.apply(model, applied, progress)
+        return applied

@@ -12,7 +12,7 @@ from typing import Any
 
 from toolchain.checkpoint.audit import excluded, layout, sizes, values
 from toolchain.checkpoint.audit.subject import open_subject, read_plan_beside
-from toolchain.checkpoint.reader import CheckpointReader
+from toolchain.checkpoint.source import open_source
 from toolchain.core.findings import Finding
 from toolchain.core.findings import errors as only_errors
 from toolchain.core.progress import Progress, Silent
@@ -61,7 +61,7 @@ def audit(directory: Path, *, against: Path | None = None, progress: Progress | 
     findings += values.scales(subject, progress)
     findings += values.fused_scales(subject)
     if against is not None:
-        findings += values.against_source(subject, CheckpointReader(against), progress)
+        findings += values.against_source(subject, open_source(against), progress)
     return Verdict(directory=str(directory), findings=tuple(findings), facts=sizes.facts(subject))
 
 

@@ -105,6 +105,10 @@ CODES: dict[str, tuple[str, str]] = {
         "There are no weights",
         "A plan needs config.json only; quantization needs the safetensors files.",
     ),
+    "TC-145": (
+        "A quantized source is dequantized first",
+        "FP8 to fp8_block and MXFP4 to mxfp4, nvfp4 or w4a16_nvfp4 keep the numbers; anything else rounds them again.",
+    ),
     "TC-150": (
         "A recipe or an optimiser quantizes what must be kept",
         "Routers, gates, norms and embeddings keep their dtype, whoever asks. Take the pattern out of the recipe.",
@@ -130,6 +134,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Leave --lm-head out.",
     ),
     "TC-157": ("An option of the policy has no effect on this model", "Leave it out."),
+    "TC-159": (
+        "A recipe file cannot be applied as it is",
+        "ModelOpt recipes of type ptq are read; every quantizer setting in them must be one of the formats here.",
+    ),
     "TC-158": (
         "A value of a policy option does not exist",
         "--attention and --shared-experts take default, bf16, fp8 or same; --lm-head bf16, fp8 or same; "
