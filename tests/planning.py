@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,8 @@ def plan_for(model: Path, format: str, **options: Any) -> Plan:
     """A clean plan of ``model`` with little calibration data."""
     calibration = Calibration(data=str(TEXT), samples=8, length_tokens=128)
     return require_clean(make_plan(read_model(str(model)), format=format, calibration=calibration, **options))
+
+
+def with_calibration(plan: Plan, **changes: Any) -> Plan:
+    """``plan`` with other calibration settings."""
+    return replace(plan, calibration=replace(plan.calibration, **changes))

@@ -25,7 +25,7 @@ from toolchain.cli.options import (
     trust_option,
 )
 from toolchain.cli.output import Terminal, emit, facts, size
-from toolchain.cli.plan_text import render_plan
+from toolchain.cli.plan_text import render_coverage, render_plan
 from toolchain.core.errors import UsageError
 from toolchain.core.findings import errors
 
@@ -129,9 +129,8 @@ def _summary(result: Any) -> str:
         ]
     else:
         rows.append(("perplexity", "not measured: no held-out text (--eval-data)"))
-    starved = stages["quantize"]["facts"]["starved_experts"]
     rows += [
-        ("starved experts", f"{len(starved)}" + (f": {starved[:3]}" if starved else "")),
+        ("expert coverage", render_coverage(stages["quantize"]["facts"])),
         ("verified", f"yes, {stages['verify']['facts']['tensors']} tensors"),
         ("triton repository", result.repository),
         ("next", _next(result)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 from toolchain.cli.output import GIB, facts, size, table
 from toolchain.plan.types import Assignment, Plan
@@ -76,3 +77,12 @@ def _layers(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def render_coverage(made: dict[str, Any]) -> str:
+    """What the manifest (or the facts of the quantize stage) says of the experts' calibration, in one line."""
+    found = made.get("coverage")
+    if not found:
+        return "not measured"
+    text = f"{found['min']} to {found['max']} tokens per expert and layer ({found['mode']})"
+    return f"{text}; {found['starved']} starved: {made['starved_remedy']}" if found["starved"] else text

@@ -23,7 +23,7 @@ from toolchain.cli.options import (
     trust_option,
 )
 from toolchain.cli.output import Terminal, emit, facts, size
-from toolchain.cli.plan_text import render_plan
+from toolchain.cli.plan_text import render_coverage, render_plan
 
 
 @click.command(name="quantize")
@@ -72,7 +72,7 @@ def command(
             ("checkpoint", output),
             ("tensors", size(manifest["tensor_bytes"])),
             ("calibration", _calibration(manifest["calibration"])),
-            ("expert coverage", _coverage(manifest)),
+            ("expert coverage", render_coverage(manifest)),
             ("seconds", manifest["seconds"]),
             ("next", f"toolchain verify {output} --against {model}"),
         ]
@@ -85,12 +85,3 @@ def _calibration(made: dict[str, Any] | None) -> str:
         return "none needed"
     sources = made["source"] if isinstance(made["source"], list) else [made["source"]]
     return f"{made['samples']} samples of {made['length_tokens']} tokens from {', '.join(sources)}"
-
-
-def _coverage(manifest: dict[str, Any]) -> str:
-    """What ``coverage.json`` says, in one line."""
-    found = manifest["coverage"]
-    if found is None:
-        return "not measured"
-    text = f"{found['min']} to {found['max']} tokens per expert and layer ({found['mode']})"
-    return f"{text}; {found['starved']} starved: {manifest['starved_remedy']}" if found["starved"] else text

@@ -93,8 +93,11 @@ def _stages(partial: Path, hashes: dict[str, str], audited: dict[str, Any]) -> d
     made = read_json(record) if record.is_file() else {}
     facts = (
         "calibration",
+        "coverage",
         "seconds",
         "starved_experts",
+        "starved_remedy",
+        "tf32",
         "device",
         "tensor_bytes",
         "peak_memory_bytes",

@@ -147,10 +147,17 @@ class _Run:
             on_replace=self._unfinish,
             progress=self.progress,
         )
-        return {
-            key: manifest[key]
-            for key in ("calibration", "seconds", "starved_experts", "device", "tensor_bytes")
-        }
+        facts = (
+            "calibration",
+            "coverage",
+            "starved_experts",
+            "starved_remedy",
+            "tf32",
+            "seconds",
+            "device",
+            "tensor_bytes",
+        )
+        return {key: manifest[key] for key in facts}
 
     def _write_plan(self) -> dict[str, Any]:
         self._write("plan.json", self.plan.to_json())
