@@ -41,5 +41,5 @@ class Int8SqCodec(Int8WoCodec):
 
     def quantize_input(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         scale = tensors["input_scale"]
-        codes = (x.float() / scale).round_().clamp_(-INT8_MAX, INT8_MAX)
+        codes = (x.float() / scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX)
         return (codes * scale).to(x.dtype)

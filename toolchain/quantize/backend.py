@@ -1,8 +1,13 @@
-"""Fake quantization with dynamic blocks on any device, registered with ModelOpt.
+"""Fake quantization in the arithmetic of what ships, on any device, registered with ModelOpt.
 
-ModelOpt's own kernels for these need CUDA (``amax must be a CUDA tensor``, ``modelopt_cuda_ext_mx``).
-``register_quant_backend`` is its public hook; the arithmetic is that of our codecs, which are bit-exact with ModelOpt's
-packing, so the model in memory computes on the numbers that ship.
+Two reasons for a backend of our own (``register_quant_backend`` is ModelOpt's public hook):
+
+- ModelOpt's kernels for dynamic blocks need CUDA (``amax must be a CUDA tensor``, ``modelopt_cuda_ext_mx``).
+- For scales of channels and of static blocks its fake quantization multiplies by a reciprocal where its exporter
+  divides. On exact ties, a weight in a hundred in bf16, the two round to different codes: what is evaluated in memory
+  would not be what ships.
+
+The arithmetic is that of our codecs, which are bit-exact with ModelOpt's packing.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from typing import Any
 import torch
 
 from toolchain.codecs import e2m1, fp8, mx
+from toolchain.codecs.base import scales_of
 from toolchain.core.errors import ToolchainError
 
 NAME = "toolchain"
@@ -29,17 +35,22 @@ def register() -> None:
 
 
 def adapt(settings: dict[str, Any]) -> dict[str, Any]:
-    """Quantizer settings of a preset, pointed at the backend where ModelOpt itself would need CUDA."""
+    """Quantizer settings of a preset, pointed at the backend where ModelOpt's arithmetic is not the one that ships."""
     blocks = settings.get("block_sizes") or {}
-    if blocks.get("type") != "dynamic":
-        return settings
+    if _bits(settings) == E4M3 and not blocks and settings.get("axis") is None:
+        return settings  # one static scale: ModelOpt's own arithmetic is the reference (codecs/fp8.py)
     adapted = {**settings, "backend": NAME}
     if tuple(blocks.get("scale_bits") or ()) == E8M0:
         # No scale per tensor: without this, ModelOpt's calibration collects one and its exporter writes it.
         adapted["type"] = "dynamic"
-    elif tuple(settings["num_bits"]) == E2M1 and blocks.get(-1) != e2m1.BLOCK:
+    elif _bits(settings) == E2M1 and blocks.get(-1) != e2m1.BLOCK:
         adapted["backend_extra_args"] = FP8_RANGE
     return adapted
+
+
+def _bits(settings: dict[str, Any]) -> Any:
+    bits = settings["num_bits"]
+    return tuple(bits) if isinstance(bits, list | tuple) else bits
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -58,7 +69,21 @@ def _fake_quantize(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
 
 
 def _round(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
-    blocks = quantizer.block_sizes
+    blocks = quantizer.block_sizes or {}
+    if blocks.get("type") == "dynamic":
+        return _round_dynamic_blocks(inputs, quantizer, blocks)
+    if quantizer.num_bits == E4M3 and quantizer._dynamic:
+        return fp8.fake_quantize_tokens(inputs)
+    # Static scales, already shaped to the inputs: of a tensor, of channels, or of blocks that ModelOpt has unfolded.
+    amax = quantizer.amax if quantizer.amax is not None else inputs.abs().amax()
+    scale = scales_of(amax.to(inputs.device), quantizer.maxbound)
+    if quantizer.num_bits == E4M3:
+        return (fp8.divide(inputs, scale).float() * scale).to(inputs.dtype)
+    largest = int(quantizer.maxbound)
+    return ((inputs.float() / scale).round_().clamp_(-largest - 1, largest) * scale).to(inputs.dtype)
+
+
+def _round_dynamic_blocks(inputs: torch.Tensor, quantizer: Any, blocks: dict[Any, Any]) -> torch.Tensor:
     kind = (quantizer.num_bits, blocks.get("scale_bits"))
     if kind == (E2M1, E4M3):
         amax = quantizer.amax if quantizer.amax is not None else inputs.abs().amax()
@@ -70,4 +95,4 @@ def _round(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
         return mx.fake_quantize_fp8(inputs)
     if kind == (E4M3, None):
         return fp8.fake_quantize_groups(inputs, blocks[-1])
-    raise ToolchainError(f"no CPU arithmetic for dynamic blocks of {quantizer.num_bits}, scales {kind[1]}")
+    raise ToolchainError(f"no arithmetic here for dynamic blocks of {quantizer.num_bits}, scales {kind[1]}")

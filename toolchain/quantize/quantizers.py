@@ -109,7 +109,7 @@ def _kv_entries(plan: Plan) -> list[dict[str, Any]]:
     entries = copy.deepcopy(KV_QUANT_CFG_CHOICES[preset]["quant_cfg"])
     for entry in entries:
         entry["cfg"] = backend.adapt(entry["cfg"])
-        if entry["cfg"].get("backend"):
+        if tuple(entry["cfg"]["num_bits"]) == backend.E2M1:
             # ModelOpt stores amax / 448 for every KV cache (``kv_cache_max_bound``), and attention kernels expand
             # blocks to FP8.
             entry["cfg"]["backend_extra_args"] = backend.FP8_RANGE

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolchain.quantize import scales
 from toolchain.quantize.accuracy import awq, smoothquant
 from toolchain.quantize.accuracy.groups import Group
 
@@ -53,6 +54,7 @@ def apply(model: nn.Module, group: Group, scale: torch.Tensor) -> None:
             module.input_quantizer._enable_pre_quant_scale = True
             module.input_quantizer.pre_quant_scale = factor.clone()
         _recalibrate(module, group)
+    scales.merge_fused(model, [list(group.paths)])  # their own new ranges differ; runtimes keep one
 
 
 def _recalibrate(module: Any, group: Group) -> None:
