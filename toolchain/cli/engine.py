@@ -100,8 +100,6 @@ def _request(ctx: click.Context, model: str, format_name: str | None, options: d
                 f"spec {path} does not exist", hint="`ls engines/*.yaml` shows those that ship", code="TC-007"
             )
         return read_spec(path, given)
-    if not format_name:
-        raise UsageError("--format is missing", hint="for example --format nvfp4", code="TC-101")
     return EngineRequest(model=model, format=format_name, **options)
 
 

@@ -10,6 +10,7 @@ import click
 
 from toolchain.core.gpus import GPUS
 from toolchain.formats import FORMATS, KV_CACHES
+from toolchain.plan.policy import CHOICES, PolicyOptions
 from toolchain.plan.types import Calibration
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -63,21 +64,62 @@ device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N: where the work is done."
 )
 format_option = click.option(
-    "--format", "format_name", required=True, help=f"One of {', '.join(item.name for item in FORMATS)}."
+    "--format",
+    "format_name",
+    help=f"One of {', '.join(item.name for item in FORMATS)}. Required, unless --recipe is a file.",
 )
 format_of_spec = click.option(
     "--format",
     "format_name",
     help=f"One of {', '.join(item.name for item in FORMATS)}. Required without a spec.",
 )
-policy_option = click.option(
-    "--policy",
-    help="experts-only, mlp-only or all-linear: which parts are quantized. Default: experts-only for 4-bit formats of "
-    "MoE models, else all-linear.",
+policy_option = stack(
+    click.option(
+        "--policy",
+        help="experts-only, mlp-only or all-linear: which parts are quantized. Default: experts-only for 4-bit formats "
+        "of MoE models, else all-linear.",
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(CHOICES["attention"]),
+        default=PolicyOptions.attention,
+        show_default=True,
+        help="Format of attention: as the policy says, the source dtype, FP8, or the main format.",
+    ),
+    click.option(
+        "--shared-experts",
+        type=click.Choice(CHOICES["shared_experts"]),
+        default=PolicyOptions.shared_experts,
+        show_default=True,
+        help="Format of shared experts. By default FP8 beside routed experts of 4 bits.",
+    ),
+    click.option(
+        "--lm-head",
+        type=click.Choice(CHOICES["lm_head"]),
+        default=PolicyOptions.lm_head,
+        show_default=True,
+        help="Format of the output head.",
+    ),
+    click.option(
+        "--protect-first",
+        type=int,
+        metavar="K",
+        help="Keep the first K layers in the source dtype, experts included. Default: the dense layers before the "
+        "first MoE layer, with 4-bit formats.",
+    ),
+    click.option(
+        "--protect-last",
+        type=int,
+        metavar="K",
+        default=PolicyOptions.protect_last,
+        show_default=True,
+        help="Keep the last K layers in the source dtype.",
+    ),
 )
 recipe_option = click.option(
     "--recipe",
-    help="How scales and codes are chosen: default, best, max, or ingredients joined by + (`toolchain list recipes`).",
+    help="How scales and codes are chosen: default, best, max, or ingredients joined by + (`toolchain list recipes`). "
+    "Or a ModelOpt recipe: a YAML file, or a name such as general/ptq/nvfp4_experts_only-kv_fp8_cast.",
 )
 kv_cache_option = click.option(
     "--kv-cache", default="none", show_default=True, help=f"KV cache format: {', '.join(KV_CACHES)}."

@@ -34,7 +34,7 @@ from toolchain.core.findings import errors
 @trust_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, model: str, format_name: str, as_json: bool, **options: Any) -> None:
+def command(ctx: click.Context, model: str, format_name: str | None, as_json: bool, **options: Any) -> None:
     """Say what would be done to MODEL, what it takes, and every problem at once. Reads headers, no weights.
 
     Exit status 2 when the plan cannot be carried out.

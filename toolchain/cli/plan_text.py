@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 from toolchain.cli.output import GIB, facts, size, table
@@ -14,7 +13,8 @@ def render_plan(plan: Plan) -> str:
     head = facts(
         [
             ("model", f"{plan.model} ({plan.architecture}, family {plan.family})"),
-            ("format", f"{plan.format}, policy {plan.policy}, KV cache {plan.kv_cache}"),
+            ("format", f"{plan.format}, recipe {plan.recipe}, KV cache {plan.kv_cache}"),
+            ("policy", _policy(plan)),
             ("target", f"{plan.target} {plan.target_version} on {plan.gpu}".strip()),
             ("parameters", f"{figures.parameters:,} ({figures.active_parameters:,} per token)"),
             ("checkpoint", f"{size(figures.source_bytes)} -> {size(figures.checkpoint_bytes)}"),
@@ -25,10 +25,17 @@ def render_plan(plan: Plan) -> str:
         ]
     )
     parts = table(
-        ("part", "layers", "format", "matrices", "parameters", "bytes", "why"), _rows(plan.assignments)
+        ("part", "layers", "format", "matrices", "parameters", "bytes", "why", "decided by"),
+        _rows(plan.assignments),
     )
     findings = "\n".join(str(finding) for finding in plan.findings)
     return f"{head}\n\n{parts}" + (f"\n\n{findings}" if findings else "")
+
+
+def _policy(plan: Plan) -> str:
+    said = [f"{name.replace('_', '-')} {value}" for name, value in plan.policy_options.said.items()]
+    formats = "no format" if not plan.formats else ", ".join(plan.formats)
+    return f"{', '.join([plan.policy, *said])}: {formats} and the source dtype"
 
 
 def _per_gpu(plan: Plan) -> str:
@@ -42,25 +49,23 @@ def _per_gpu(plan: Plan) -> str:
 
 
 def _rows(assignments: tuple[Assignment, ...]) -> list[tuple[str, ...]]:
-    """One row for each run of layers that are treated alike."""
-
-    def kind(item: Assignment) -> tuple[str, str, str]:
-        return item.role, item.format, item.reason
-
+    """One row for all layers of a part that are treated alike, for one reason."""
+    alike: dict[tuple[str, ...], list[Assignment]] = {}
+    for item in assignments:
+        part = item.role + (f" ({', '.join(item.projections)})" if item.projections else "")
+        alike.setdefault((part, item.format, item.reason, item.source), []).append(item)
     rows: list[tuple[str, ...]] = []
-    for (role, name, reason), group in groupby(
-        sorted(assignments, key=lambda item: (*kind(item), item.layer or 0)), kind
-    ):
-        items = list(group)
+    for (part, name, reason, source), items in alike.items():
         rows.append(
             (
-                role,
+                part,
                 _layers([item.layer for item in items if item.layer is not None]),
                 name,
                 f"{sum(item.modules for item in items):,}",
                 f"{sum(item.parameters for item in items):,}",
                 size(sum(item.planned_bytes for item in items)),
                 reason,
+                source,
             )
         )
     return rows

@@ -42,7 +42,13 @@ from toolchain.cli.plan_text import render_coverage, render_plan
 @force_option
 @json_option
 def command(
-    model: str, format_name: str, output: Path, dry_run: bool, force: bool, as_json: bool, **options: Any
+    model: str,
+    format_name: str | None,
+    output: Path,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Quantize MODEL into a checkpoint in the unified Hugging Face layout."""
     from toolchain.core.files import refuse_occupied, refuse_to_replace_source

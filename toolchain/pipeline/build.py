@@ -26,6 +26,7 @@ from toolchain.core.progress import Progress, Silent
 from toolchain.models.config import read_config
 from toolchain.models.reader import read_model
 from toolchain.models.types import ModelInfo
+from toolchain.plan.choices import overrides_of
 from toolchain.plan.planner import make_plan, require_clean
 from toolchain.plan.types import Plan
 from toolchain.runtime.location import locate
@@ -126,6 +127,10 @@ def _replan(directory: Path, checkpoint: Path, wishes: dict[str, Any]) -> Plan:
         info,
         format=made.format,
         policy=made.policy,
+        policy_options=made.policy_options,
+        # The bytes are there: who gets what is no question any more, whatever another target would have changed.
+        overrides=overrides_of(made),
+        recipe=made.recipe,
         kv_cache=made.kv_cache,
         gpu=wishes.get("gpu", made.gpu),
         target=wishes.get("target", made.target),

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from toolchain.core.errors import UsageError
-from toolchain.plan.types import Calibration, Plan, Serving
+from toolchain.models.types import ModelInfo
+from toolchain.plan.policy import CUSTOM, PolicyOptions
+from toolchain.plan.types import SOURCE_DTYPE, Calibration, Plan, Serving
+from toolchain.recipes import is_recipe_file
 
 LEAST = {
     "calib_samples": 1,
@@ -36,8 +39,14 @@ class EngineRequest:
     """Fields have the names of the command line's options."""
 
     model: str
-    format: str
+    format: str | None = None
+    """Required, except where a recipe file says it."""
     policy: str | None = None
+    attention: str = PolicyOptions.attention
+    shared_experts: str = PolicyOptions.shared_experts
+    lm_head: str = PolicyOptions.lm_head
+    protect_first: int | None = PolicyOptions.protect_first
+    protect_last: int = PolicyOptions.protect_last
     recipe: str | None = None
     kv_cache: str = "none"
     gpu: str = "cpu"
@@ -81,14 +90,23 @@ class EngineRequest:
                 problems.append(f"{_option(name)} is {value} (expected at least {LEAST[name]})")
         if problems:
             raise UsageError("; ".join(problems), hint="`toolchain engine --help` lists them", code="TC-007")
+        if self.format is None and not is_recipe_file(self.recipe):
+            raise UsageError("--format is missing", hint="for example --format nvfp4", code="TC-101")
+
+    def policy_options(self) -> PolicyOptions:
+        """UsageError TC-158 for values that do not exist."""
+        return PolicyOptions(**{item.name: getattr(self, item.name) for item in fields(PolicyOptions)})
 
     def engine_name(self) -> str:
         """``<model>-<format>``, with target and GPU when the engine is not the local one."""
         base = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model
-        name = f"{base.replace('/', '--')}-{self.format}"
+        name = base.replace("/", "--") + (f"-{self.format}" if self.format else "")
         name += f"-kv_{self.kv_cache}" if self.kv_cache != "none" else ""
         name += f"-{self.policy}" if self.policy else ""
-        name += f"-{self.recipe}" if self.recipe else ""
+        for option, value in self.policy_options().said.items():
+            name += f"-{option}_{value}"
+        recipe = Path(self.recipe).stem if self.recipe and is_recipe_file(self.recipe) else self.recipe
+        name += f"-{recipe}" if recipe else ""
         name += f"-{self.target}-{self.gpu}" if self.target != "local" else ""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lower()
 
@@ -130,10 +148,7 @@ def make_request_plan(request: EngineRequest) -> Plan:
     length, batch = request.max_seq_len, request.max_batch_size
     return make_plan(
         info,
-        format=request.format,
-        policy=request.policy,
-        recipe=request.recipe,
-        kv_cache=request.kv_cache,
+        **_numbers(request, info),
         gpu=request.gpu,
         target=request.target,
         target_version=request.trtllm_version,
@@ -146,6 +161,44 @@ def make_request_plan(request: EngineRequest) -> Plan:
         ),
         calibration=request.calibration(),
     )
+
+
+def _numbers(request: EngineRequest, info: ModelInfo) -> dict[str, Any]:
+    """What decides the stored numbers: the options, or a recipe file where one is given.
+
+    UsageError TC-159 when options contradict the file.
+    """
+    if not is_recipe_file(request.recipe):
+        return {
+            "format": request.format,
+            "policy": request.policy,
+            "policy_options": request.policy_options(),
+            "recipe": request.recipe,
+            "kv_cache": request.kv_cache,
+        }
+    from toolchain.quantize.recipe_file import read_recipe_file
+
+    found = read_recipe_file(str(request.recipe), info)
+    used = sorted({item.format for item in found.overrides} - {SOURCE_DTYPE})
+    said = {"policy": request.policy} if request.policy else {}
+    problems = [f"{_option(name)} {value}" for name, value in (said | request.policy_options().said).items()]
+    if request.format not in (None, *used):
+        problems.append(f"--format {request.format} (it has {', '.join(used)})")
+    if request.kv_cache not in ("none", found.kv_cache):
+        problems.append(f"--kv-cache {request.kv_cache} (it has {found.kv_cache})")
+    if problems:
+        raise UsageError(
+            f"recipe {request.recipe} says itself which part gets what, against {'; '.join(problems)}",
+            hint="leave these options out, or use ingredients (`toolchain list recipes`) instead of a file",
+            code="TC-159",
+        )
+    return {
+        "format": found.format,
+        "policy": CUSTOM.name,
+        "overrides": found.overrides,
+        "recipe": found.recipe,
+        "kv_cache": found.kv_cache,
+    }
 
 
 def read_spec(path: Path, overrides: dict[str, Any]) -> EngineRequest:
@@ -161,7 +214,8 @@ def read_spec(path: Path, overrides: dict[str, Any]) -> EngineRequest:
     known = {item.name for item in fields(EngineRequest)}
     values = {str(key).replace("-", "_"): item for key, item in value.items()}
     unknown = sorted(set(values) - known)
-    missing = sorted({"model", "format"} - set(values) - set(overrides))
+    required = {"model"} if is_recipe_file({**values, **overrides}.get("recipe")) else {"model", "format"}
+    missing = sorted(required - set(values) - set(overrides))
     if unknown or missing:
         raise UsageError(
             f"{path}: unknown keys {unknown}, missing keys {missing}",

@@ -24,6 +24,10 @@ def quantize_settings(
         **{f"model file {name}": digest for name, digest in model_files.items()},
         "format": plan.format,
         "policy": plan.policy,
+        **{f"policy.{key}": value for key, value in asdict(plan.policy_options).items()},
+        "assignments": sha256_json(
+            [(item.role, item.layer, item.projections, item.format) for item in plan.assignments]
+        ),
         "recipe": plan.recipe,
         "kv_cache": plan.kv_cache,
         **{f"calibration.{key}": _as_json(value) for key, value in asdict(plan.calibration).items()},
@@ -42,7 +46,7 @@ def plan_settings(plan: Plan) -> dict[str, Any]:
     """All of the plan: the request key by key, what was computed from it as one hash."""
     value = plan.to_json()
     arithmetic = sha256_json([value.pop(key) for key in ("assignments", "estimates", "findings")])
-    groups = {key: value.pop(key) for key in ("serving", "calibration")}
+    groups = {key: value.pop(key) for key in ("serving", "calibration", "policy_options")}
     flat = {
         f"{group}.{key}": _as_json(item) for group, items in groups.items() for key, item in items.items()
     }

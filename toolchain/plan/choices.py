@@ -11,7 +11,7 @@ from toolchain.formats import get_format
 from toolchain.formats.base import Format
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.policy import CUSTOM, EXPERTS_ONLY, KEPT, Policy, PolicyOptions
-from toolchain.plan.types import SOURCE_DTYPE
+from toolchain.plan.types import SOURCE_DTYPE, Plan
 
 HARD_RULE = "hard rule"
 """``source`` of what nobody can change."""
@@ -116,6 +116,22 @@ def _overridden(item: Override) -> Choice:
     return Choice(format=chosen, reason=reason, source=item.source)
 
 
+def overrides_of(plan: Plan) -> tuple[Override, ...]:
+    """The decisions of a plan that was made, to be made again as they are."""
+    return tuple(
+        Override(
+            role=Role(item.role),
+            layer=item.layer,
+            projections=item.projections,
+            format=item.format,
+            source=item.source,
+            reason=item.reason,
+        )
+        for item in plan.assignments
+        if Role(item.role) in ASSIGNABLE
+    )
+
+
 def protected_layers(info: ModelInfo, format: Format, options: PolicyOptions) -> dict[int, str]:
     """Layer -> the rule that keeps all of it in the source dtype."""
     total, found = info.num_hidden_layers, {}
@@ -167,7 +183,7 @@ class _Rules:
 
     def choice(self, role: Role, layer: int | None) -> Choice:
         if layer is not None and layer in self.protected:
-            reason = f"layer {layer} is protected: all of it keeps the source dtype"
+            reason = "protected: all of the layer keeps the source dtype"
             return Choice(format=None, reason=reason, source=self.protected[layer])
         option = {
             Role.ATTENTION: ("--attention", self.options.attention),

@@ -55,16 +55,12 @@ def _forbidden(info: ModelInfo, overrides: Iterable[Override]) -> Iterator[Findi
     for linear in info.linears:
         layer = linear.part.layer if linear.part.role in QUANTIZABLE else None
         present |= {(linear.part.role, layer, linear.part.projection), (linear.part.role, layer, "")}
+    kept: dict[tuple[str, Role, str], list[int | None]] = defaultdict(list)
     for item in overrides:
         part = f"{item.role.value}" + (f" of layer {item.layer}" if item.layer is not None else "")
         if item.role not in ASSIGNABLE:
             if item.format != SOURCE_DTYPE:
-                yield Finding(
-                    code="TC-150",
-                    where=item.source,
-                    message=f"gives {item.format} to the {part}: {KEPT[item.role]}",
-                    hint="take it out: nothing may quantize this part",
-                )
+                kept[item.source, item.role, item.format].append(item.layer)
             continue
         missing = [name for name in item.projections or ("",) if (item.role, item.layer, name) not in present]
         if missing and not (item.role is Role.LM_HEAD and info.tied_embeddings):
@@ -75,6 +71,15 @@ def _forbidden(info: ModelInfo, overrides: Iterable[Override]) -> Iterator[Findi
                 message=f"speaks about {named}{part}, which the model does not have",
                 hint="`toolchain plan` lists the parts of each layer",
             )
+    for (source, role, format), layers in kept.items():
+        listed = ", ".join(str(layer) for layer in layers if layer is not None)
+        where = f" of layers {listed}" if listed else ""
+        yield Finding(
+            code="TC-150",
+            where=source,
+            message=f"gives {format} to the {role.value}{where}: {KEPT[role]}",
+            hint="take it out: nothing may quantize this part",
+        )
 
 
 def _options_without_effect(info: ModelInfo, options: PolicyOptions) -> Iterator[Finding]:
