@@ -90,10 +90,24 @@ METHODS: tuple[Method, ...] = (
         "act_headroom", "nvfp4", preset="NVFP4_DEFAULT_CFG", algorithm={"method": "nvfp4_act_headroom"}
     ),
     *_modelopt("awq_lite", "nvfp4", both=False, preset="NVFP4_AWQ_LITE_CFG"),
+    *_modelopt(
+        "gptq",
+        "nvfp4",
+        both=False,
+        preset="NVFP4_W4A4_WEIGHT_MSE_FP8_SWEEP_CFG",
+        algorithm={"method": "gptq", "layerwise": {"enable": True}},
+    ),
     # ModelOpt, W4A16.
     *_modelopt("default", "w4a16_nvfp4", calibrated=False, preset="W4A16_NVFP4_CFG"),
     # ModelOpt, FP8 and INT4.
     *_modelopt("default", "fp8", preset="FP8_DEFAULT_CFG"),
+    *_modelopt(
+        "default",
+        "fp8_per_channel_per_token",
+        calibrated=False,
+        both=False,
+        preset="FP8_PER_CHANNEL_PER_TOKEN_CFG",
+    ),
     *_modelopt("default", "int4_awq", preset="INT4_AWQ_CFG"),
     # llm-compressor.
     *_peer("default", "nvfp4", scheme="NVFP4"),
@@ -103,7 +117,8 @@ METHODS: tuple[Method, ...] = (
     *_peer("gptq", "w4a16_nvfp4", scheme="NVFP4A16", modifier="gptq"),
     *_peer("awq", "w4a16_nvfp4", scheme="NVFP4A16", modifier="awq"),
     *_peer("default", "fp8", scheme="FP8"),
-    *_peer("default", "fp8_per_channel_per_token", calibrated=False, scheme="FP8_DYNAMIC"),
+    *_peer("default", "fp8_per_channel_per_token", calibrated=False, both=False, scheme="FP8_DYNAMIC"),
+    *_peer("default", "int4_awq", scheme="W4A16", modifier="awq"),
     # Ours. One line per recipe: a string of ingredients joined by +.
     *_ours("max", "nvfp4"),
     *_ours("max", "fp8"),

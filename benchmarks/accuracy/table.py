@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.accuracy.architectures import BY_NAME as ARCHITECTURES
 from benchmarks.accuracy.data import LENGTH, SAMPLES, WINDOWS
-from benchmarks.accuracy.judge import ratio_interval
+from benchmarks.accuracy.judge import interval, ratio_interval
 from benchmarks.accuracy.methods import BY_NAME, METHODS, REFERENCES, Method
 from benchmarks.accuracy.models import RECORD
 from benchmarks.accuracy.places import MODELS, RESULT, run_file
@@ -66,7 +66,7 @@ def _row(model: str, method: Method) -> Row | None:
         "baseline_ppl": first["baseline_ppl"],
         "kl_per_seed": kl,
         "kl_seed_sd": statistics.stdev(kl) if len(kl) > 1 else None,
-        "kl_interval": [first["kl_low"], first["kl_high"]],
+        "kl_interval": list(interval(_windows(runs))),
         "judged": sorted({run["judged"] for run in runs}),
         "why": first.get("why"),
         "recipe": first.get("recipe"),
