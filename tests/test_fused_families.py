@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +16,11 @@ import torch
 from tests.planning import plan_for
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.reader import CheckpointReader
-from toolchain.core.files import read_json
+from toolchain.core.files import atomic_write_json, read_json
 from toolchain.core.progress import Silent
 from toolchain.modeling.loading import load_checkpoint, load_source
-from toolchain.quantize.job import calibrate
+from toolchain.models.reader import read_model
+from toolchain.quantize.job import calibrate, quantize
 
 CPU = torch.device("cpu")
 FUSED = ("gpt_oss", "llama4_text")
@@ -83,11 +85,103 @@ def test_every_format_passes_its_audit_and_runs(
     source, output = tiny(kind), tmp_path / "out"
     done = calibrate(plan_for(source, format_name, policy="all-linear"), device="cpu")
     done.exporter.write(output_directory(output), Silent())
+    atomic_write_json(output / "plan.json", done.exporter.plan.to_json())
     model = load_checkpoint(output, device=CPU)
     with torch.no_grad():
         assert torch.equal(model(sample()).logits, done.model(sample()).logits)
     verdict = audit(output, against=source)
+    assert not verdict.findings, [str(finding) for finding in verdict.findings]
+    assert verdict.facts["parameters"] == read_model(str(source)).parameters
+
+
+def make_wrapper(directory: Path) -> Path:
+    """Llama 4 as every release is: a decoder, a vision tower and a projector."""
+    import transformers
+
+    from tests.tiny import COMMON, KINDS, write_tokenizer
+
+    vision = dict(
+        vision_output_dim=64, projector_input_dim=64, projector_output_dim=64, image_size=28, patch_size=14
+    )
+    config = transformers.Llama4Config(
+        text_config={**COMMON, **KINDS["llama4_text"][1]},
+        vision_config=dict(
+            hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, **vision
+        ),
+    )
+    torch.manual_seed(0)
+    model = transformers.Llama4ForConditionalGeneration(config).to(torch.bfloat16)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
+def test_the_multimodal_wrapper_of_llama4_is_quantized_and_keeps_its_tower(tmp_path: Path) -> None:
+    source, output = make_wrapper(tmp_path / "model"), tmp_path / "out"
+    quantize(plan_for(source, "nvfp4", policy="experts-only"), output, device="cpu")
+    verdict = audit(output, against=source)
     assert verdict.passed, [str(finding) for finding in verdict.findings]
+    before, after = CheckpointReader(source), CheckpointReader(output)
+    kept = [name for name in before.infos if name.startswith(("vision_model.", "multi_modal_projector."))]
+    assert kept and all(torch.equal(before.get(name), after.get(name)) for name in kept)
+    experts = "language_model.model.layers.1.feed_forward.experts.gate_up_proj"
+    assert after.infos[experts].dtype == "U8" and f"{experts}_weight_scale" in after.infos
+    assert torch.isfinite(load_checkpoint(output, device=CPU)(sample()).logits).all()
+
+
+@pytest.mark.parametrize("recipe", ["gptq", "window"])
+def test_recipes_keep_one_scale_for_all_experts(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
+    output = tmp_path / "out"
+    quantize(plan_for(tiny("gpt_oss"), "nvfp4", policy="experts-only", recipe=recipe), output, device="cpu")
+    assert not audit(output, against=tiny("gpt_oss")).findings
+
+
+@pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("mode", ["topk", "all"])
+def test_every_calibration_mode_sees_the_experts(tiny: Tiny, tmp_path: Path, kind: str, mode: str) -> None:
+    plan = plan_for(tiny(kind), "nvfp4", policy="experts-only")
+    plan = replace(plan, calibration=replace(plan.calibration, mode=mode, topk_ratio=0.75))
+    done = calibrate(plan, device="cpu")
+    seen = [layer["seen"] for layer in done.coverage["layers"].values()]
+    tokens = 8 * 128
+    assert len(seen) == 2
+    assert all(sum(layer) == tokens * (4 if mode == "all" else 3) for layer in seen)
+
+
+def test_faults_in_fused_experts_are_found(tiny: Tiny, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    sound = tmp_path / "sound"
+    quantize(plan_for(tiny("llama4_text"), "nvfp4", policy="experts-only"), sound, device="cpu")
+    name = "model.layers.0.feed_forward.experts.gate_up_proj"
+    faults: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+        "no_scale": (lambda t: t.pop(f"{name}_weight_scale_2"), "TC-310"),
+        "no_input": (lambda t: t.pop(f"{name}_input_scale"), "TC-310"),
+        "one_expert_less": (lambda t: t.update({name: t[name][:3].clone()}), "TC-312"),
+        "not_transposed": (lambda t: t.update({name: t[name].transpose(1, 2).contiguous()}), "TC-312"),
+        "not_finite": (lambda t: t[f"{name}_weight_scale_2"].fill_(torch.nan), "TC-314"),
+        "experts_left_in_bf16": (lambda t: _restore(t, tiny("llama4_text"), name), "TC-322"),
+        "scales_of_one_expert_less": (
+            lambda t: t.update({f"{name}_weight_scale": t[f"{name}_weight_scale"][:3].clone()}),
+            "TC-312",
+        ),
+        "gone": (lambda t: [t.pop(key) for key in list(t) if key.startswith(name)], "TC-318"),
+    }
+    for fault, (change, code) in faults.items():
+        broken = tmp_path / fault
+        shutil.copytree(sound, broken)
+        tensors = load_file(broken / "model.safetensors")
+        change(tensors)
+        save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+        assert code in {item.code for item in audit(broken).findings}, fault
+
+
+def _restore(tensors: dict[str, torch.Tensor], source: Path, name: str) -> None:
+    for key in [key for key in tensors if key.startswith(name)]:
+        del tensors[key]
+    tensors[name] = CheckpointReader(source).get(name)
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,8 @@ class Family:
     """(norm, its only consumers) within a layer: AWQ folds their common pre_quant_scale into the norm."""
     module_renames: tuple[tuple[str, str], ...] = ()
     """(transformers 5 module path fragment, checkpoint fragment) pairs, applied as plain replacements."""
+    wrapper_prefix: str = ""
+    """What a multimodal wrapper's checkpoint puts before decoder names, where transformers' CausalLM has nothing."""
     layer_pattern: str = r"(?:^|\.)layers\.(\d+)\."
     expert_pattern: str = r"\.experts\.(\d+)\."
     formats: tuple[str, ...] | None = None
@@ -127,7 +129,11 @@ class Family:
         )
         for module, stored in reversed(self.module_renames):
             name = name.replace(stored, module)
-        return name
+        return name.removeprefix(self.wrapper_prefix)
+
+    def is_tower(self, checkpoint_name: str) -> bool:
+        """True for parts of a vision or audio tower: stored and kept, but no part of the decoder."""
+        return re.search(TOWERS, checkpoint_name) is not None
 
     def _rename_projections(self, name: str, old: tuple[str, ...], new: tuple[str, ...]) -> str:
         if not self.num_experts_key or not re.search(self.expert_pattern, name):
@@ -165,12 +171,11 @@ def _classify(family: Family, name: str) -> Part:
     )
 
 
+TOWERS = r"(^|\.)(vision_model|vision_tower|visual|multi_modal_projector|mm_projector|audio_tower)\."
+
 NORM_ROLES: tuple[tuple[str, Role], ...] = (
     # A vision or audio tower has a q_proj of its own: set it aside before any decoder pattern can match.
-    (
-        r"(^|\.)(vision_model|vision_tower|visual|multi_modal_projector|mm_projector|audio_tower)\.",
-        Role.OTHER,
-    ),
+    (TOWERS, Role.OTHER),
     (r"norm\d?$", Role.NORM),
     (r"(embed_tokens|wte|word_embeddings)$", Role.EMBEDDING),
     (r"lm_head$", Role.LM_HEAD),

@@ -1,8 +1,8 @@
 """Llama 4 text: ``feed_forward`` instead of ``mlp``; experts as 3-D tensors, input dimension first; one
 shared expert.
 
-The multimodal wrapper puts ``language_model.`` before every decoder name; patterns are not anchored, so both
-match.
+Every release on the hub is the multimodal wrapper, which puts ``language_model.`` before every decoder name; patterns
+are not anchored, so both match.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ LLAMA4 = Family(
         ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         ("post_attention_layernorm", ("feed_forward.gate_proj", "feed_forward.up_proj")),
     ),
+    wrapper_prefix="language_model.",
     formats=FUSED_FORMATS,
     formats_reason=FUSED_REASON,
 )

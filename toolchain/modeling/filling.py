@@ -124,4 +124,8 @@ class Filler:
 
     def _beyond(self, name: str, layers: int) -> bool:
         layer = self.family.classify(name).layer
-        return (layer is not None and layer >= layers) or name.endswith("rotary_emb.inv_freq")
+        return (
+            (layer is not None and layer >= layers)
+            or name.endswith("rotary_emb.inv_freq")
+            or self.family.is_tower(name)
+        )

@@ -88,8 +88,11 @@ class Subject:
         return rows * (1 << 10) // unit_out, columns * (1 << 10) // unit_in
 
     def own_shape(self, module: str, info: TensorInfo) -> tuple[int, ...]:
-        """Shape of a tensor of ``module``; of fused experts that of one expert, output dimension first."""
-        if not self.family.is_fused(module) or len(info.shape) < 2:
+        """Shape of a tensor of ``module``; of fused experts that of one expert, output dimension first.
+
+        A tensor with another number of experts than the weight keeps its shape, which then fits nothing.
+        """
+        if not self.family.is_fused(module) or len(info.shape) < 2 or info.shape[0] != self.copies(module):
             return info.shape
         own = info.shape[1:]
         if info.name.endswith(MX_NAMES):
@@ -98,7 +101,8 @@ class Subject:
 
     def copies(self, module: str) -> int:
         """How many matrices ``module`` holds: 1, or the experts of a fused one (gate and up count as one)."""
-        return self.modules[module]["weight"].shape[0] if self.family.is_fused(module) else 1
+        weight = self.modules[module].get("weight")
+        return weight.shape[0] if weight is not None and self.family.is_fused(module) else 1
 
     def excluded_as(self, module: str) -> tuple[str, ...]:
         """Names under which a quantization config may exclude a module: fused experts also under their parent's."""
