@@ -47,20 +47,21 @@ def test_the_edited_lines_are_there(added: dict[str, Any]) -> None:
 
 
 def test_the_format_of_the_page_packs_as_modelopt_does(added: dict[str, Any]) -> None:
-    from modelopt.torch.export.quant_utils import (
-        QUANTIZATION_INT8_WO,
-        get_scaling_factor_from_weight,
-        to_quantized_weight,
-    )
+    from modelopt.torch.quantization.qtensor import MXFP4QTensor
+    from modelopt.torch.quantization.tensor_quant import fp8_eager
 
     from toolchain.codecs import Calibrated
 
-    codec = added["toolchain.codecs.int8_wo"].Int8WoCodec()
+    codec = added["toolchain.codecs.w4a8_mxfp4_fp8"].W4A8Mxfp4Fp8Codec()
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
-    packed = codec.pack(weight, Calibrated())
-    scale = get_scaling_factor_from_weight(weight, 0)
-    assert torch.equal(packed["weight_scale"], scale)
-    assert torch.equal(packed["weight"], to_quantized_weight(weight, scale, QUANTIZATION_INT8_WO))
+    amax = weight.abs().amax()
+    packed = codec.pack(weight, Calibrated(input_amax=amax))
+    values, scale = MXFP4QTensor.quantize(weight, 32)
+    assert torch.equal(packed["weight"], values._quantized_data)
+    assert torch.equal(packed["weight_scale"], scale.view(64, 4))
+    torch.testing.assert_close(
+        codec.quantize_input(weight, packed), fp8_eager(weight, amax), rtol=4e-7, atol=0
+    )
     assert {item.suffix: item.shape(64, 128) for item in codec.format.stored} == {
         suffix: tuple(tensor.shape) for suffix, tensor in packed.items()
     }
