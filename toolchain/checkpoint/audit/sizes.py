@@ -10,10 +10,8 @@ from toolchain.checkpoint.audit.subject import Subject
 from toolchain.core.findings import Finding
 from toolchain.core.roles import Role
 from toolchain.formats import get_format, same_stored
+from toolchain.plan.rules import EXPERT_SHARE
 from toolchain.plan.types import SOURCE_DTYPE, Plan
-
-EXPERT_SHARE = 0.99
-"""Share of routed-expert parameters that must be quantized when the policy quantizes them."""
 
 
 def facts(subject: Subject) -> dict[str, Any]:
@@ -30,6 +28,14 @@ def facts(subject: Subject) -> dict[str, Any]:
         "effective_bits": round(total * 8 / parameters, 3) if parameters else None,
         "quantized_modules": len(subject.quantized),
         "by_role": dict(Counter(subject.part(module).role.value for module in subject.quantized)),
+        "by_algo": dict(Counter(subject.quantized.values())),
+        "expert_layers_in_source_dtype": sorted(
+            {
+                part.layer
+                for module in subject.plain
+                if (part := subject.part(module)).role is Role.ROUTED_EXPERT
+            }
+        ),
     }
 
 
@@ -44,6 +50,13 @@ def _parameters(subject: Subject) -> int:
             elif not suffix.endswith(("_scale", "_scale_2", "_scale_inv")):
                 total += info.parameters
     return total
+
+
+def _matrix_parameters(subject: Subject, module: str) -> int:
+    shape = subject.weight_shape(module) if module in subject.quantized else None
+    if shape is None:
+        return subject.modules[module]["weight"].parameters
+    return shape[0] * shape[1] * subject.copies(module)
 
 
 def anything_quantized(subject: Subject) -> Iterator[Finding]:
@@ -69,13 +82,14 @@ def against_plan(subject: Subject, plan: Plan) -> Iterator[Finding]:
                 code="TC-329", where=module, message=f"is stored as {actual}, the plan says {planned}"
             )
         if subject.part(module).role is Role.ROUTED_EXPERT and planned != SOURCE_DTYPE:
-            experts[actual != SOURCE_DTYPE] += 1
+            experts[actual != SOURCE_DTYPE] += _matrix_parameters(subject, module)
     count = sum(experts.values())
     if count and experts[True] / count < EXPERT_SHARE:
         yield Finding(
             code="TC-329",
             where="routed experts",
-            message=f"{experts[True] / count:.1%} are quantized, expected at least {EXPERT_SHARE:.0%}",
+            message=f"{experts[True] / count:.1%} of the parameters that the plan quantizes are, expected at least "
+            f"{EXPERT_SHARE:.0%}",
         )
     total = sum(info.bytes for info in subject.reader.infos.values())
     if total != plan.estimates.checkpoint_bytes:
