@@ -46,7 +46,7 @@ CODES: dict[str, tuple[str, str]] = {
         "and build again.",
     ),
     "TC-510": (
-        "The FP8 KV cache cannot be emulated",
+        "The quantized KV cache cannot be emulated",
         "Emulation rounds keys and values inside scaled_dot_product_attention. Load with "
         "emulate_activations=False, or quantize with --kv-cache none.",
     ),
