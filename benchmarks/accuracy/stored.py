@@ -11,6 +11,7 @@ from typing import Any
 
 MARKS = ("weight_scale", "weight_packed", "weight_global_scale")
 """A module with one of these is quantized; ModelOpt's and compressed-tensors' names."""
+MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 Headers = dict[str, dict[str, Any]]
 
 
@@ -31,13 +32,22 @@ def describe_stored(directory: Path, source: Path) -> dict[str, Any]:
     modules = sorted({name.rpartition(".")[0] for name in headers if name.rpartition(".")[2] in MARKS})
     taken = set(modules)
     stored = sum(_bytes(entry) for name, entry in headers.items() if name.rpartition(".")[0] in taken)
-    parameters = sum(prod(shapes[f"{module}.weight"]["shape"]) for module in modules)
+    names = sorted(_hub_name(module, shapes) for module in modules)
+    parameters = sum(prod(shapes[f"{name}.weight"]["shape"]) for name in names)
     return {
         "modules": len(modules),
         "parameters": parameters,
         "effective_bits": 8 * stored / parameters if parameters else None,
-        "names_sha256": hashlib.sha256("\n".join(modules).encode()).hexdigest()[:12],
+        "names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12],
     }
+
+
+def _hub_name(module: str, shapes: Headers) -> str:
+    """llm-compressor writes Mixtral's experts under the names of the others."""
+    if f"{module}.weight" in shapes:
+        return module
+    parent, _, projection = module.rpartition(".")
+    return f"{parent}.{MIXTRAL[projection]}"
 
 
 def _bytes(entry: dict[str, Any]) -> int:
