@@ -110,6 +110,9 @@ def test_the_manifest_tells_what_made_the_engine(made: Made) -> None:
         "samples": 8,
         "length_tokens": 64,
         "seed": 0,
+        "sampling": "random",
+        "documents": 1,
+        "duplicates_dropped": 0,
         "template_sha256": None,
         "tokens_sha256": hashlib.sha256(
             b"".join(token.to_bytes(8, "little") for token in tokens[:512])
