@@ -21,7 +21,7 @@ GPT_OSS = Family(
     expert_storage="fused_in_out",
     interleaved=True,
     formats=("mxfp4", *FUSED_FORMATS),
-    formats_reason=f"{FUSED_REASON}; and MXFP4, as it was published",
+    formats_reason=f"{FUSED_REASON}; gpt-oss itself is published in MXFP4",
     target_formats=(
         (
             "trtllm",

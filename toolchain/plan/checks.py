@@ -62,16 +62,19 @@ def storage_findings(info: ModelInfo, choices: Choices, target: Target) -> Itera
 
 def published_findings(info: ModelInfo, choices: Choices, kv_cache: str) -> Iterator[Finding]:
     """MXFP4 experts in fused storage are written as gpt-oss was published, whose config has words for nothing else."""
-    formats = {format.name: linear for linear, format in choices.quantized(info)}
-    experts = {found.name for item in info.by_role(Role.ROUTED_EXPERT) if (found := choices.format_of(item))}
-    if not info.family.fuses_experts or MXFP4 not in experts:
+    experts = {choices.format_of(item) for item in info.by_role(Role.ROUTED_EXPERT)}
+    if not info.family.fuses_experts or MXFP4 not in {found.name for found in experts if found}:
         return
-    others = {linear.part.role for linear, _ in choices.quantized(info)} - {Role.ROUTED_EXPERT}
-    if others or len(formats) > 1 or kv_cache != "none":
-        what = ", ".join(sorted(role.value for role in others)) or f"KV cache {kv_cache}"
+    others = {linear.part.role.value for linear, _ in choices.quantized(info)} - {Role.ROUTED_EXPERT.value}
+    asked = [
+        *sorted(others),
+        *(["experts in several formats, or not in all layers"] if len(experts) > 1 else []),
+    ]
+    asked += [f"KV cache {kv_cache}"] if kv_cache != "none" else []
+    if asked:
         message = (
             f"{info.family.name} in MXFP4 is written in its published layout, which knows quantized experts only "
-            f"(asked for besides: {what})"
+            f"(asked for besides: {', '.join(asked)})"
         )
         hint = "use --policy experts-only --kv-cache none; runtimes have options of their own for the cache"
         yield Finding(code="TC-140", where="--policy", message=message, hint=hint)
