@@ -21,6 +21,7 @@ from toolchain.core.progress import Silent
 from toolchain.modeling.loading import load_checkpoint, load_source
 from toolchain.models.reader import read_model
 from toolchain.quantize.job import calibrate, quantize
+from toolchain.quantize.routing import Widening
 
 CPU = torch.device("cpu")
 FUSED = ("gpt_oss", "llama4_text")
@@ -148,6 +149,25 @@ def test_every_calibration_mode_sees_the_experts(tiny: Tiny, tmp_path: Path, kin
     tokens = 8 * 128
     assert len(seen) == 2
     assert all(sum(layer) == tokens * (4 if mode == "all" else 3) for layer in seen)
+
+
+@torch.no_grad()
+def test_llama4_experts_are_observed_on_inputs_that_the_router_scaled(tiny: Tiny) -> None:
+    """In mode ``all``: hidden * sigmoid(its logit), for every token and expert, as if each had been chosen."""
+    model: Any = load_source(tiny("llama4_text"), device=CPU, dtype=torch.float32)
+    settings = replace(plan_for(tiny("llama4_text"), "nvfp4").calibration, mode="all")
+    block = model.get_submodule("model.layers.0.feed_forward")
+    hidden = torch.randn(50, 128, generator=torch.Generator().manual_seed(0))
+    seen: list[list[torch.Tensor]] = [[] for _ in block.experts]
+    for expert, inputs in zip(block.experts, seen, strict=True):
+        expert.register_forward_pre_hook(lambda module, args, inputs=inputs: inputs.append(args[0]))
+    with Widening(model, settings).active():
+        block(hidden)
+    logits = hidden @ block.router.weight.T
+    for index, inputs in enumerate(seen):
+        expected = hidden * logits[:, index : index + 1].sigmoid()
+        both = [rows[rows[:, 0].argsort()] for rows in (torch.cat(inputs), expected)]
+        torch.testing.assert_close(both[0], both[1], rtol=1e-5, atol=1e-5)
 
 
 def test_faults_in_fused_experts_are_found(tiny: Tiny, tmp_path: Path) -> None:

@@ -248,5 +248,24 @@ def test_gpt_oss_in_bf16_becomes_what_is_published(tiny: Tiny, tmp_path: Path) -
     with torch.no_grad():
         ours = load_checkpoint(output, device=CPU, dtype=torch.float32)(sample()).logits
         torch.testing.assert_close(ours, theirs.float()(sample()).logits, rtol=1e-4, atol=1e-4)
-    refused = make_plan(read_model(str(source)), format="mxfp4", policy="all-linear").findings
-    assert "TC-140" in [item.code for item in refused]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"policy": "all-linear"}, "attention"), ({"kv_cache": "fp8"}, "KV cache fp8")],
+)
+def test_what_the_published_layout_cannot_say_is_refused(
+    tiny: Tiny, options: dict[str, str], said: str
+) -> None:
+    findings = make_plan(read_model(str(tiny("gpt_oss"))), format="mxfp4", **options).findings
+    assert [said in item.message for item in findings if item.code == "TC-140"] == [True]
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_formats_without_a_place_in_fused_storage_are_refused(tiny: Tiny, kind: str) -> None:
+    info = read_model(str(tiny(kind)))
+    for format_name in ("int4_awq", "w4a8_awq", "int8_sq", "fp8_block", "mxfp8"):
+        findings = [item for item in make_plan(info, format=format_name).findings if item.code == "TC-140"]
+        assert any("one tensor" in item.message and "--format" in item.where for item in findings), (
+            format_name
+        )
