@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from toolchain.core.findings import Finding
 from toolchain.core.roles import ASSIGNABLE, QUANTIZABLE, Role
 from toolchain.formats.base import Format
-from toolchain.models.types import LinearInfo, ModelInfo
-from toolchain.plan.choices import Choices, Override, protected_layers
+from toolchain.models.types import ModelInfo
+from toolchain.plan.choices import Choice, Choices, Override, protected_layers
 from toolchain.plan.policy import KEPT, Policy, PolicyOptions
 from toolchain.plan.types import SOURCE_DTYPE
 
@@ -102,15 +102,15 @@ def _options_without_effect(info: ModelInfo, options: PolicyOptions) -> Iterator
 
 def _fused_siblings(info: ModelInfo, choices: Choices) -> Iterator[Finding]:
     """q/k/v, gate/up and MLA's down projections run as one matmul, in one format."""
-    groups: dict[tuple[Role, int | None, tuple[str, ...]], dict[str, str]] = defaultdict(dict)
+    groups: dict[tuple[Role, int | None, tuple[str, ...]], dict[str, Choice]] = defaultdict(dict)
     for linear in info.linears:
         part = linear.part
         if part.role in QUANTIZABLE and part.role is not Role.ROUTED_EXPERT:
             key = (part.role, part.layer, info.family.fused_siblings(part.projection))
-            groups[key][part.projection] = _name(choices, linear)
-    for (role, layer, _), formats in groups.items():
-        if len(set(formats.values())) > 1:
-            listed = ", ".join(f"{name} {found}" for name, found in formats.items())
+            groups[key][part.projection] = choices.of(part)
+    for (role, layer, _), members in groups.items():
+        if len({choice.format for choice in members.values()}) > 1:
+            listed = "; ".join(f"{name} {_decided(choice)}" for name, choice in members.items())
             yield Finding(
                 code="TC-152",
                 where=f"{role.value} of layer {layer}",
@@ -120,12 +120,12 @@ def _fused_siblings(info: ModelInfo, choices: Choices) -> Iterator[Finding]:
 
 
 def _experts_of_a_layer(info: ModelInfo, choices: Choices) -> Iterator[Finding]:
-    layers: dict[int | None, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    layers: dict[int | None, dict[str, Choice]] = defaultdict(dict)
     for linear in info.by_role(Role.ROUTED_EXPERT):
-        layers[linear.part.layer][_name(choices, linear)].add(linear.part.projection)
-    for layer, formats in layers.items():
-        if len(formats) > 1:
-            listed = "; ".join(f"{', '.join(sorted(names))} {found}" for found, names in formats.items())
+        layers[linear.part.layer][linear.part.projection] = choices.of(linear.part)
+    for layer, members in layers.items():
+        if len({choice.format for choice in members.values()}) > 1:
+            listed = "; ".join(f"{name} {_decided(choice)}" for name, choice in members.items())
             yield Finding(
                 code="TC-153",
                 where=f"routed experts of layer {layer}",
@@ -158,6 +158,5 @@ def _expert_share(info: ModelInfo, choices: Choices, protected: dict[int, str]) 
         )
 
 
-def _name(choices: Choices, linear: LinearInfo) -> str:
-    found = choices.format_of(linear)
-    return found.name if found else SOURCE_DTYPE
+def _decided(choice: Choice) -> str:
+    return f"{choice.format.name if choice.format else SOURCE_DTYPE} ({choice.source})"
