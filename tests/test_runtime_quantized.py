@@ -16,7 +16,15 @@ PROMPTS = ("def main():\n", "x", "The quick brown fox jumps over the lazy dog. "
 
 
 @pytest.fixture(
-    scope="module", params=[("fp8", "fp8"), ("nvfp4", "fp8"), ("int4_awq", "none")], ids=lambda item: item[0]
+    scope="module",
+    params=[
+        ("fp8", "fp8"),
+        ("nvfp4", "fp8"),
+        ("int4_awq", "none"),
+        ("fp8_block", "fp8_cast"),
+        ("mxfp8", "nvfp4"),
+    ],
+    ids=lambda item: item[0],
 )
 def exported(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from toolchain.models.reader import read_model
