@@ -151,6 +151,22 @@ def test_every_calibration_mode_sees_the_experts(tiny: Tiny, tmp_path: Path, kin
     assert all(sum(layer) == tokens * (4 if mode == "all" else 3) for layer in seen)
 
 
+@pytest.mark.parametrize("kv_cache", ["fp8", "nvfp4"])
+@pytest.mark.parametrize("kind", FUSED)
+@torch.no_grad()
+def test_quantized_kv_caches_run_as_they_were_calibrated(
+    tiny: Tiny, tmp_path: Path, kind: str, kv_cache: str
+) -> None:
+    """gpt-oss has attention sinks, and no implementation but its own."""
+    done = calibrate(plan_for(tiny(kind), "nvfp4", policy="experts-only", kv_cache=kv_cache), device="cpu")
+    done.exporter.write(output_directory(tmp_path / "out"), Silent())
+    assert not audit(tmp_path / "out", against=tiny(kind)).findings
+    model = load_checkpoint(tmp_path / "out", device=CPU)
+    assert torch.equal(model(sample()).logits, done.model(sample()).logits)
+    plain = load_checkpoint(tmp_path / "out", device=CPU, emulate_activations=False)
+    assert not torch.equal(plain(sample()).logits, model(sample()).logits)
+
+
 @torch.no_grad()
 def test_llama4_experts_are_observed_on_inputs_that_the_router_scaled(tiny: Tiny) -> None:
     """In mode ``all``: hidden * sigmoid(its logit), for every token and expert, as if each had been chosen."""

@@ -7,6 +7,7 @@ rounds the whole cache again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import nn
 from toolchain.codecs import e2m1, fp8
 from toolchain.core.errors import ToolchainError
 
-INTERFACE = "toolchain_quantized_kv"
+INTERFACES = {"sdpa": "toolchain_quantized_kv", "eager": "toolchain_quantized_kv_eager"}
+"""Attention of transformers -> the name of ours, which rounds and calls it."""
 
 ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "FP8": fp8.fake_quantize,
@@ -37,10 +39,11 @@ def emulate_kv_cache(model: Any, quant_algo: str, scales: dict[str, dict[str, fl
             code="TC-510",
         )
     scales = scales or {path: {"k_scale": 1.0, "v_scale": 1.0} for path in _attentions(model)}
-    if scales and model.config._attn_implementation != "sdpa":
+    kind = model.config._attn_implementation
+    if scales and kind not in INTERFACES:
         raise ToolchainError(
-            f"{quant_algo} KV cache emulation needs scaled_dot_product_attention, this model runs "
-            f"{model.config._attn_implementation!r} attention",
+            f"{quant_algo} KV cache emulation sits in front of {' or '.join(INTERFACES)} attention, this model runs "
+            f"{kind!r}",
             hint="load with emulate_activations=False, or quantize with --kv-cache none",
             code="TC-510",
         )
@@ -52,8 +55,8 @@ def emulate_kv_cache(model: Any, quant_algo: str, scales: dict[str, dict[str, fl
         module = model.get_submodule(path)
         module.toolchain_kv = (quant_algo, *(torch.tensor(pair[name]) for name in ("k_scale", "v_scale")))
     if scales:
-        _register()
-        model.set_attn_implementation(INTERFACE)
+        _register(kind)
+        model.set_attn_implementation(INTERFACES[kind])
 
 
 def _attentions(model: nn.Module) -> list[str]:
@@ -64,21 +67,33 @@ def _attentions(model: nn.Module) -> list[str]:
     ]
 
 
-def _register() -> None:
+def _register(kind: str) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+    from transformers.masking_utils import eager_mask, sdpa_mask
 
-    AttentionInterface.register(INTERFACE, _attention)
-    AttentionMaskInterface.register(INTERFACE, sdpa_mask)
+    AttentionInterface.register(INTERFACES[kind], _sdpa if kind == "sdpa" else _eager)
+    AttentionMaskInterface.register(INTERFACES[kind], sdpa_mask if kind == "sdpa" else eager_mask)
 
 
-def _attention(
+def _rounded(module: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not hasattr(module, "toolchain_kv"):
+        return key, value
+    quant_algo, k_scale, v_scale = module.toolchain_kv
+    rounding = ROUNDING[quant_algo]
+    return rounding(key, k_scale.to(key.device)), rounding(value, v_scale.to(value.device))
+
+
+def _sdpa(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
 ) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if hasattr(module, "toolchain_kv"):
-        quant_algo, k_scale, v_scale = module.toolchain_kv
-        key = ROUNDING[quant_algo](key, k_scale.to(key.device))
-        value = ROUNDING[quant_algo](value, v_scale.to(value.device))
-    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+    return sdpa_attention_forward(module, query, *_rounded(module, key, value), *args, **kwargs)
+
+
+def _eager(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """The model's own attention function: gpt-oss has one, with attention sinks, and no other."""
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    return own(module, query, *_rounded(module, key, value), *args, **kwargs)
