@@ -59,8 +59,12 @@ def select(
 def _shortfall(pool: CalibrationSet, settings: Calibration, least: int) -> str:
     if least >= settings.min_tokens_per_expert:
         return ""
-    ended = "--calib-max-samples" if len(pool.tokens) >= settings.max_samples else "the text"
-    return f", asked for {settings.min_tokens_per_expert}: {ended} ended before"
+    if settings.sampling == "balanced":
+        why = "nothing else of the pool helps, or --calib-max-samples is reached"
+    else:
+        ended = "--calib-max-samples" if len(pool.tokens) >= settings.max_samples else "the text"
+        why = f"{ended} ended before"
+    return f", asked for {settings.min_tokens_per_expert}: {why}"
 
 
 def _routed(
