@@ -160,13 +160,13 @@ def test_a_matrix_that_does_not_fit_is_an_error_and_not_skipped(tmp_path: Path) 
 
 def test_sources_that_cannot_be_quantized(tiny: Tiny, tmp_path: Path) -> None:
     assert codes(tiny_plan(tiny("llama"), policy="experts-only")) == ["TC-142"]
-    shutil.copytree(tiny("qwen3_moe"), tmp_path / "fp8")
-    config = json.loads((tmp_path / "fp8" / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    (tmp_path / "fp8" / "config.json").write_text(json.dumps(config))
-    (finding,) = tiny_plan(tmp_path / "fp8").findings
+    shutil.copytree(tiny("qwen3_moe"), tmp_path / "gptq")
+    config = json.loads((tmp_path / "gptq" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "gptq" / "config.json").write_text(json.dumps(config))
+    (finding,) = tiny_plan(tmp_path / "gptq").findings
     assert finding.code == "TC-141"
-    assert "already quantized (fp8)" in finding.message
+    assert "gptq" in finding.message
 
 
 def test_undeclared_family_is_a_warning(tiny: Tiny, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from toolchain.core.errors import UsageError
 from toolchain.core.gpus import GPUS, get_gpu
 from toolchain.families import FAMILIES
 from toolchain.formats import FORMATS, get_format
-from toolchain.targets import TARGETS, check, get_target, moe_backend, parse_version, support_table
+from toolchain.targets import TARGETS, TRTLLM, check, get_target, moe_backend, parse_version, support_table
+from toolchain.targets.support import check_parts
+from toolchain.targets.trtllm import REASONS
 
 QWEN3_MOE = next(family for family in FAMILIES if family.name == "qwen3_moe")
 
@@ -40,6 +42,48 @@ CASES: dict[tuple[str, str, str, bool], str] = {
     ("1.2.1", "b200", "int4_awq", False): "warning",
     ("1.4.0rc1", "b200", "int4_awq", False): "ok",
     ("1.4.0rc1", "rtx5090", "int4_awq", False): "error",
+    # FP8 in blocks of 128: Hopper; on SM100 with scales turned into powers of two; SM120 for experts only.
+    ("1.2.1", "h100", "fp8_block", True): "ok",
+    ("1.2.1", "b200", "fp8_block", True): "warning",
+    ("1.2.1", "l40s", "fp8_block", False): "error",
+    ("1.3.0rc20", "rtx5090", "fp8_block", True): "warning",
+    ("1.3.0rc20", "rtx5090", "fp8_block", False): "error",
+    # FP8 by row: a Hopper format, without any MoE kernel.
+    ("1.2.1", "h100", "fp8_per_channel_per_token", False): "ok",
+    ("1.2.1", "b200", "fp8_per_channel_per_token", False): "error",
+    ("1.4.0rc1", "h100", "fp8_per_channel_per_token", True): "error",
+    ("1.2.1", "h100", "w4a16_nvfp4", True): "error",
+    ("1.3.0rc20", "h100", "w4a16_nvfp4", True): "warning",
+    ("1.3.0rc20", "a100", "w4a16_nvfp4", True): "warning",
+    ("1.3.0rc20", "rtx5090", "w4a16_nvfp4", True): "warning",
+    ("1.3.0rc20", "b200", "w4a8_nvfp4_fp8", True): "warning",
+    ("1.3.0rc20", "h100", "w4a8_nvfp4_fp8", True): "error",
+    ("1.2.1", "h100", "mxfp4", True): "warning",
+    ("1.2.1", "b200", "mxfp4", True): "warning",
+    ("1.2.1", "a100", "mxfp4", True): "error",
+    ("1.2.1", "b200", "mxfp4", False): "error",
+    ("1.3.0rc20", "b200", "mxfp8", True): "warning",
+    ("1.3.0rc20", "h100", "mxfp8", True): "error",
+    ("1.2.1", "h100", "w4a8_awq", True): "ok",
+    ("1.2.1", "l40s", "w4a8_awq", True): "ok",
+    ("1.4.0rc1", "b200", "w4a8_awq", True): "error",
+    ("1.2.1", "a100", "w4a8_awq", False): "error",
+    ("1.4.0rc1", "b200", "w4a8_awq", False): "ok",
+    ("1.2.1", "h100", "int4_gptq", False): "ok",
+    ("1.2.1", "h100", "int4_gptq", True): "error",
+    ("1.4.0rc1", "h100", "int8_sq", False): "error",
+    ("1.4.0rc1", "h100", "int8_sq", True): "error",
+    ("1.3.0rc20", "a100", "int8_wo", True): "warning",
+}
+
+# (release, gpu, KV cache) -> what must come back. From the hardware matrix: NVFP4 KV on SM100 and SM103 only.
+KV_CASES: dict[tuple[str, str, str], str] = {
+    ("1.2.1", "a100", "fp8"): "ok",
+    ("1.2.1", "h100", "fp8_cast"): "ok",
+    ("1.2.1", "b200", "nvfp4"): "error",
+    ("1.3.0rc20", "b200", "nvfp4"): "warning",
+    ("1.4.0rc1", "h100", "nvfp4"): "error",
+    ("1.4.0rc1", "rtx5090", "nvfp4"): "error",
 }
 
 
@@ -48,6 +92,46 @@ def test_trtllm_table(request_: tuple[str, str, str, bool], expected: str) -> No
     version, gpu, format, is_moe = request_
     findings = check("trtllm", version, get_gpu(gpu), get_format(format), is_moe)
     assert [finding.severity for finding in findings] == ([] if expected == "ok" else [expected])
+
+
+@pytest.mark.parametrize(("request_", "expected"), KV_CASES.items(), ids=lambda value: str(value))
+def test_kv_caches(request_: tuple[str, str, str], expected: str) -> None:
+    version, gpu, kv_cache = request_
+    found = check("trtllm", version, get_gpu(gpu), get_format("nvfp4"), False, kv_cache)
+    severities = [item.severity for item in found if item.code == "TC-122"]
+    assert severities == ([] if expected == "ok" else [expected])
+    for item in found:
+        assert item.code != "TC-122" or "--kv-cache fp8" in item.hint
+
+
+def test_every_format_has_a_row_or_a_reason() -> None:
+    """Nothing is refused without saying whether a kernel for one SM is missing, or all of them."""
+    sms = {gpu.sm for gpu in GPUS[1:]}
+    for item, model in itertools.product(FORMATS, ("dense", "moe")):
+        rows = [row for row in TRTLLM.rows if item.name in row.formats and model in row.models]
+        assert all(set(row.sms) & sms or row.sms for row in rows)
+        assert bool(rows) != ((item.name, model) in REASONS), (item.name, model)
+
+
+def test_a_quantized_head_is_checked_apart() -> None:
+    def found(target: str, version: str) -> list[tuple[str, str]]:
+        parts = ((get_format("nvfp4"), "moe"), (get_format("nvfp4"), "lm_head"))
+        return [
+            (item.code, item.severity)
+            for item in check_parts(get_target(target), version, get_gpu("b200"), parts)
+        ]
+
+    assert found("trtllm", "1.2.1") == [("TC-125", "error")]
+    assert found("trtllm", "1.4.0rc1") == [("TC-125", "warning")]
+    assert found("local", get_target("local").default_version) == []
+
+
+def test_experts_and_the_rest_are_asked_for_apart() -> None:
+    """INT4 AWQ runs in dense layers on Hopper; its experts do not, and FP8 beside them does."""
+    parts = ((get_format("int4_awq"), "moe"), (get_format("int4_awq"), "dense"), (get_format("fp8"), "dense"))
+    (finding,) = check_parts(get_target("trtllm"), "1.2.1", get_gpu("h100"), parts)
+    assert "int4_awq for a mixture of experts" in finding.message
+    assert check_parts(get_target("trtllm"), "1.2.1", get_gpu("h100"), parts[1:]) == []
 
 
 def test_nvfp4_on_h100_names_the_release_the_backend_and_the_native_format() -> None:

@@ -91,7 +91,7 @@ def _format(target: Target, version: str, gpu: Gpu, format: Format, model: Model
     where = f"--format {format.name}"
     what = "a mixture of experts" if model == "moe" else "a dense model"
     if row is None:
-        reason = REASONS.get((format.name, model), "") if target.name != "local" else ""
+        reason = REASONS.get((format.name, model), "") if target.name == "trtllm" else ""
         message = f"{target.name} {version} does not run {format.name} for {what} on {gpu.name} (SM{gpu.sm})"
         yield Finding(
             code="TC-120",
@@ -213,7 +213,7 @@ def support_rows(
 def _support(target: Target, version: str, gpu: Gpu, format: Format, model: Model) -> SupportRow:
     row = target.find(format_name=format.name, sm=gpu.sm, model=model, version=version)
     note = row.note if row else "; or ".join(_alternatives(target, version, gpu, format, model))
-    reason = "" if row or target.name == "local" else REASONS.get((format.name, model), "")
+    reason = "" if row or target.name != "trtllm" else REASONS.get((format.name, model), "")
     return SupportRow(
         target=target.name,
         version=version,

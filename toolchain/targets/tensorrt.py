@@ -19,14 +19,33 @@ TENSORRT = Target(
         ),
         Row(formats=("nvfp4",), sms=BLACKWELL, models=("dense",), until=LAST, source=HARDWARE),
         Row(
-            formats=("int4_awq",),
+            formats=("int4_awq", "int4_gptq"),
             sms=(*AMPERE, *ADA, *HOPPER),
             models=("dense",),
             until=LAST,
             source=HARDWARE,
         ),
+        Row(formats=("w4a8_awq",), sms=(*ADA, *HOPPER), models=("dense",), until=LAST, source=HARDWARE),
+        Row(
+            formats=("fp8_per_channel_per_token",),
+            sms=HOPPER,
+            models=("dense",),
+            until=LAST,
+            source=HARDWARE,
+        ),
+        Row(
+            formats=("int8_sq", "int8_wo"),
+            sms=(*AMPERE, *ADA, *HOPPER),
+            models=("dense",),
+            until=LAST,
+            source="TensorRT-LLM docs/source/legacy/architecture/checkpoint.md",
+        ),
     ),
-    kv_rows=(Row(formats=("fp8",), sms=(*AMPERE, *ADA, *HOPPER, *BLACKWELL), until=LAST, source=HARDWARE),),
+    kv_rows=(
+        Row(
+            formats=("fp8", "fp8_cast"), sms=(*AMPERE, *ADA, *HOPPER, *BLACKWELL), until=LAST, source=HARDWARE
+        ),
+    ),
     deprecated="TensorRT-LLM removed trtllm-build after 1.3.0rc20; --target trtllm loads the same checkpoint",
     refuses="this toolchain does not build TensorRT engines yet",
 )
