@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.build.trtllm import llm_args, render_yaml, version_lock
+from toolchain.checkpoint.quant_config import MIXED
 from toolchain.core.environment import git_commit, package_versions
 from toolchain.core.errors import UsageError
 from toolchain.core.files import atomic_write_json, atomic_write_text, read_json
+from toolchain.core.roles import Role
 from toolchain.families import FAMILIES, Family, get_family
 from toolchain.formats import get_format
 from toolchain.plan.types import Plan
@@ -51,15 +53,16 @@ def write_manifest(
 
     ``inputs``: hashes of what it was made of. ``stages``: records, each with the hashes of its ``outputs``.
     """
-    found = get_format(plan.format)
     files = {path: digest for record in stages.values() for path, digest in record.get("outputs", {}).items()}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "format": plan.format,
-        "quant_algo": found.quant_algo,
+        "formats": list(plan.formats),
+        "quant_algo": _quant_algo(plan),
         "kv_cache": plan.kv_cache,
         "policy": plan.policy,
+        "policy_options": plan.policy_options.said,
         "target": plan.target,
         "target_version": plan.target_version,
         "gpu": plan.gpu,
@@ -97,3 +100,10 @@ def _is_moe(plan: Plan) -> bool:
 def _family(plan: Plan, config: dict[str, Any]) -> Family:
     declared = next((family for family in FAMILIES if family.name == plan.family), None)
     return declared or get_family(config.get("model_type", ""), plan.architecture, ())
+
+
+def _quant_algo(plan: Plan) -> str:
+    """What the checkpoint's config says: one algorithm, or MIXED_PRECISION, as ``quantize/export.py`` decides."""
+    algos = {get_format(name).quant_algo for name in plan.formats}
+    head = any(item.role == Role.LM_HEAD.value and item.format in plan.formats for item in plan.assignments)
+    return MIXED if len(algos) > 1 or head else algos.pop()

@@ -7,12 +7,14 @@ captures CUDA graphs at start. What can be fixed ahead are its arguments. Keys: 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from toolchain.core.gpus import get_gpu
+from toolchain.core.roles import Role
 from toolchain.families import Family
 from toolchain.formats import get_format, get_kv_cache
-from toolchain.plan.types import Plan
+from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.targets.trtllm import moe_backend
 
 KV_MEMORY_FRACTION = 0.85
@@ -45,15 +47,25 @@ def llm_args(plan: Plan, family: Family, *, is_moe: bool) -> tuple[dict[str, Any
     if is_moe:
         if serving.ep > 1:
             arguments["moe_expert_parallel_size"] = serving.ep
-        backend, reason = moe_backend(
-            plan.target_version, get_gpu(plan.gpu).sm, get_format(plan.format), family
-        )
+        backend, reason = _moe_backend(plan, family)
         arguments["moe_config"] = {"backend": backend}
         reasons["moe_config.backend"] = reason
         if backend == "MARLIN":
             arguments["nvfp4_gemm_config"] = {"allowed_backends": ["marlin"]}
             reasons["nvfp4_gemm_config"] = "the dense NVFP4 layers need the same kernels on this GPU"
     return arguments, reasons
+
+
+def _moe_backend(plan: Plan, family: Family) -> tuple[str, str]:
+    """The backend for the format of most experts; layers in another one fall back to CUTLASS by themselves."""
+    sizes: Counter[str] = Counter()
+    for item in plan.assignments:
+        if item.role == Role.ROUTED_EXPERT.value and item.format != SOURCE_DTYPE:
+            sizes[item.format] += item.parameters
+    if not sizes:
+        return "CUTLASS", "the experts keep the source dtype, which it runs everywhere"
+    ((name, _),) = sizes.most_common(1)
+    return moe_backend(plan.target_version, get_gpu(plan.gpu).sm, get_format(name), family)
 
 
 def version_lock(plan: Plan) -> dict[str, Any]:
