@@ -126,6 +126,11 @@ def test_scales_that_do_not_fit_are_refused(tiny: Tiny, fp8: Path, tmp_path: Pat
         with pytest.raises(ToolchainError) as caught:
             read_model(str(broken))
         assert caught.value.code == "TC-023"
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny("deepseek_v3"), plain)
+    shutil.copy(fp8 / "config.json", plain)
+    with pytest.raises(ToolchainError, match="no tensor is stored so"):
+        read_model(str(plain))
 
 
 def test_other_methods_are_refused_at_plan_time(tiny: Tiny, tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     method, block = found.get("quant_method"), found.get("weight_block_size")
     if method == MXFP4:
         return Scheme(method=MXFP4, block=(1, _MX_BLOCK))
-    is_pair = isinstance(block, list) and len(block) == 2
-    if method == FP8 and is_pair and all(type(size) is int and size > 0 for size in block):
-        return Scheme(method=FP8, block=(block[0], block[1]))
-    return None
+    if method != FP8 or not isinstance(block, list) or len(block) != 2:
+        return None
+    rows, columns = block
+    usable = all(type(size) is int and size > 0 for size in block)
+    return Scheme(method=FP8, block=(rows, columns)) if usable else None
 
 
 def keeps_values(scheme: Scheme, format_name: str) -> bool:
@@ -62,6 +63,8 @@ def logical_tensors(scheme: Scheme, stored: Iterable[TensorInfo]) -> list[Tensor
             continue
         taken.add(scale)
         logical.append(_logical(scheme, info, tensors.get(scale)))
+    if not taken:
+        raise _broken(f"quantization_config says {scheme.method}, but no tensor is stored so")
     left = [info.name for info in logical if _is_scale(scheme, info.name) and info.name not in taken]
     if left:
         raise _broken(f"{len(left)} scales belong to no weight: {', '.join(left[:3])}")
