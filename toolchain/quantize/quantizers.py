@@ -44,7 +44,7 @@ def planned_modules(model: nn.Module, plan: Plan, family: Family) -> dict[str, s
 def quantize(
     model: nn.Module, plan: Plan, family: Family, forward: Callable[[Any], None] | None
 ) -> dict[str, str]:
-    """Insert quantizers as planned and calibrate their ranges (ModelOpt's ``max``); returns ``planned_modules``.
+    """Insert quantizers as planned and observe their ranges (ModelOpt's ``max``); returns ``planned_modules``.
 
     Weight scales, codes and channel scales are chosen afterwards, by the plan's recipe. ``forward`` runs the
     calibration data, and only when the plan observes inputs. ToolchainError TC-201 when ModelOpt did something else
@@ -61,9 +61,24 @@ def quantize(
         for kind, settings in quantizer_settings(get_format(name)).items():
             _set(model, {f"{path}.{kind}" for path in paths}, settings)
     check_coverage(model, plan, family)
-    mtq.calibrate(model, "max", forward if observes_inputs(plan) else None)
+    _observe(model, modules, forward if observes_inputs(plan) else None)
     _complete_pre_quant_scales(model, modules, family)
     return modules
+
+
+@torch.no_grad()
+def _observe(model: nn.Module, modules: dict[str, str], forward: Callable[[Any], None] | None) -> None:
+    """ModelOpt's ``max`` calibration by its own steps. ``mtq.calibrate`` looks up the name of every module in a list of
+    all modules (``_get_module_name``): an hour for the 45,000 matrices of a DeepSeek-V3."""
+    from modelopt.torch.quantization.model_calib import enable_stats_collection, finish_stats_collection
+
+    enable_stats_collection(model)
+    for path in modules:
+        linear: Any = model.get_submodule(path)
+        linear.weight_quantizer(linear.weight)
+    if forward is not None:
+        forward(model)
+    finish_stats_collection(model)
 
 
 def quantizer_settings(format: Format) -> dict[str, Any]:
