@@ -15,6 +15,8 @@ from toolchain.evaluate.perplexity import token_nll
 
 RESAMPLES = 2000
 """Of windows, for the confidence interval: tokens of one window are not independent, windows nearly are."""
+ABSURD = 1.0
+"""Nats: beyond any format here; a loader that filled holes with random numbers gets there."""
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -52,6 +54,8 @@ def judge_logits(model: str, rows: Iterator[torch.Tensor]) -> dict[str, Any]:
             baseline += float(token_nll(theirs, targets).sum())
             agreed += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
     every, windows = torch.cat(kl), torch.stack(kl).mean(dim=1)
+    if float(every.mean()) > ABSURD:
+        raise SystemExit(f"{model}: KL {float(every.mean()):.2f}: this is not the model that was quantized")
     low, high = interval(windows)
     return {
         "tokens": len(every),

@@ -3,14 +3,14 @@
     PYTHON benchmarks/accuracy/llmcompressor_plain.py REQUEST.json
 
 ``load_context`` linearises fused experts while loading, ``oneshot`` calibrates (all experts see all tokens, its
-default), ``save_pretrained(save_compressed=True)`` writes compressed-tensors. What is judged is that checkpoint, loaded
-again and run by compressed-tensors' own fake quantization of weights and activations; its logits on the evaluation
-windows are written as float32, and the KL is computed by the caller. The bf16 values that it decompresses to are
-computed in float32, like the reference.
+default), ``save_pretrained(save_compressed=True)`` packs the model in memory and writes it as compressed-tensors. The
+packed tensors, checked to be those of the files, are decoded and run by compressed-tensors; the logits on the
+evaluation windows are written as float32, and the KL is computed by the caller.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -32,12 +32,11 @@ def main() -> None:
     result: dict[str, Any] = {}
     torch.set_grad_enabled(False)
     forget_image_aliases()
+    model = load(request["model"])
     if request["settings"]:
-        result = compress(request)
-        source = request["checkpoint"]
-    else:
-        source = request["model"]
-    model = load(source)
+        result["seconds"] = compress(model, request)
+        require_same_bytes(model, Path(request["checkpoint"]))
+    in_float32(model)
     tokens = load_file(request["evaluation"])["tokens"]
     logits = [model(input_ids=part, use_cache=False).logits.float() for part in tokens.split(BATCH)]
     save_file({"logits": torch.cat(logits).contiguous()}, request["logits"])
@@ -56,14 +55,11 @@ def forget_image_aliases() -> None:
         del sys.modules[name]
 
 
-def compress(request: dict[str, Any]) -> dict[str, Any]:
-    """Quantize ``model`` into ``checkpoint``."""
+def compress(model: Any, request: dict[str, Any]) -> float:
+    """Quantize ``model`` in place and write it to ``checkpoint``; returns the seconds of the first."""
     from llmcompressor import oneshot
-    from llmcompressor.utils import load_context
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    with load_context():
-        model = AutoModelForCausalLM.from_pretrained(request["model"], dtype="auto")
     tokens = load_file(request["calibration"])["tokens"]
     started = time.monotonic()
     data: dict[str, Any] = {}
@@ -73,16 +69,12 @@ def compress(request: dict[str, Any]) -> dict[str, Any]:
             "num_calibration_samples": len(tokens),
             "max_seq_length": tokens.shape[1],
         }
+    tokenizer = AutoTokenizer.from_pretrained(request["model"])
     with torch.enable_grad():
-        oneshot(
-            model=model,
-            tokenizer=AutoTokenizer.from_pretrained(request["model"]),
-            recipe=recipe(request),
-            **data,
-        )
+        oneshot(model=model, tokenizer=tokenizer, recipe=recipe(request), **data)
     seconds = round(time.monotonic() - started, 1)
     model.save_pretrained(request["checkpoint"], save_compressed=True)
-    return {"seconds": seconds}
+    return seconds
 
 
 def recipe(request: dict[str, Any]) -> Any:
@@ -108,25 +100,47 @@ def loader(tokens: torch.Tensor) -> Any:
 
 
 def load(directory: str) -> Any:
-    """A plain or compressed checkpoint in float32: weights decoded from their bytes, activations quantized on the way.
+    """The model with one Linear per expert, in its own dtype."""
+    from llmcompressor.utils import load_context
+    from transformers import AutoModelForCausalLM
+
+    with load_context():
+        return AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+
+
+def require_same_bytes(model: Any, checkpoint: Path) -> None:
+    """SystemExit unless the packed tensors in memory are those of the files. Names may differ: see the README."""
+    written = [tensor for path in checkpoint.glob("*.safetensors") for tensor in load_file(path).values()]
+    if digests(written) != digests(list(model.state_dict().values())):
+        raise SystemExit(f"the compressed model in memory is not what {checkpoint} holds")
+
+
+def digests(tensors: list[torch.Tensor]) -> list[str]:
+    packed = (torch.uint8, torch.int32, torch.float8_e4m3fn)
+    kept = [
+        tensor.contiguous().view(torch.uint8)
+        for tensor in tensors
+        if tensor.dtype in packed and tensor.dim() == 2
+    ]
+    return sorted(hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in kept)
+
+
+def in_float32(model: Any) -> Any:
+    """Decode what is compressed and compute in float32, inputs quantized on the way.
 
     compressed-tensors decodes at the first forward, into bfloat16; a second rounding that no kernel does. Floating
     scales and float32 codes keep it out, in the peer's favour.
     """
     from compressed_tensors.compressors.nvfp4 import base
     from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-    from llmcompressor.utils import load_context
-    from transformers import AutoModelForCausalLM
 
     base.unpack_fp4_from_uint8 = partial(unpack_fp4_from_uint8, dtype=torch.float32)
-    with load_context():
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
     torch.nn.Module.float(model)
     model.eval()
     model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
     left = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if left:
-        raise SystemExit(f"{directory} was not decoded into float32: {left}")
+        raise SystemExit(f"the model was not decoded into float32: {left}")
     return model
 
 
