@@ -26,9 +26,9 @@ _NOT_STORED = ("enable", "effective_bits")
 """Attributes of a quantizer that say nothing about numbers: on or off, and what a search counts."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Setting:
-    """What the entries make of one quantizer."""
+    """What the entries make of one quantizer; one object for all quantizers that no pattern tells apart."""
 
     enabled: bool
     cfg: Any
@@ -47,13 +47,14 @@ class Patterns:
     def __post_init__(self) -> None:
         names = [str(entry["quantizer_name"]) for entry in self.entries]
         self._compiled = [re.compile(translate(name)) for name in names]
-        # Where no pattern can tell numbers apart, one expert of one layer answers for all.
-        self._numbered = any(re.search(r"[\d?]|\[[^\]]*-", name) for name in names)
+        # Where no pattern can tell indices apart, one expert of one layer answers for all. The digit of `conv1d` is no
+        # index, that of `layers.1.` is one.
+        self._numbered = any(re.search(r"(?<![A-Za-z_])\d|\?|\[[^\]]*-", name) for name in names)
 
     def of(self, path: str, quantizer: str, parent_class: str = LINEAR) -> Setting:
         """The setting of ``path``'s ``quantizer`` (``weight_quantizer``, ``k_bmm_quantizer``...)."""
         name = f"{path}.{quantizer}"
-        key = (name if self._numbered else re.sub(r"\d+", "0", name), parent_class)
+        key = (name if self._numbered else re.sub(r"\.\d+(?=\.)", ".0", name), parent_class)
         if key not in self._memory:
             self._memory[key] = self._resolve(name, parent_class)
         return self._memory[key]
@@ -61,7 +62,7 @@ class Patterns:
     def _resolve(self, name: str, parent_class: str) -> Setting:
         found = Setting(enabled=not name.endswith("output_quantizer"), cfg=None, pattern="")
         for entry, compiled in zip(self.entries, self._compiled, strict=True):
-            if entry.get("parent_class") not in (None, parent_class) or not compiled.match(name):
+            if not compiled.match(name) or entry.get("parent_class") not in (None, parent_class):
                 continue
             cfg = entry["cfg"]
             found = Setting(
@@ -85,6 +86,7 @@ def _plain(cfg: Any) -> Any:
     return copy.deepcopy(cfg) if isinstance(cfg, dict) else cfg.model_dump(exclude_unset=True)
 
 
+@lru_cache(maxsize=4096)
 def signature(setting: Setting, *, weights: bool) -> str:
     """What a quantizer does to numbers, comparable; empty for one that is off."""
     if not setting.enabled:
