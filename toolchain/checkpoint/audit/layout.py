@@ -140,8 +140,8 @@ def _experts_by_count(subject: Subject) -> Iterator[Finding]:
 
 
 def roles(subject: Subject) -> Iterator[Finding]:
-    """Routers, norms and embeddings are never quantized, lm_head only where the config says so; a layer's routed experts
-    all are, or none is."""
+    """Routers, norms and embeddings are never quantized, lm_head only where the config says so; of a layer's routed
+    experts all are, or none."""
     layers: dict[int | None, dict[bool, list[str]]] = {}
     for module in (*subject.quantized, *subject.plain):
         part = subject.part(module)
