@@ -32,6 +32,9 @@ def main() -> None:
     result: dict[str, Any] = {}
     torch.set_grad_enabled(False)
     forget_image_aliases()
+    if not torch.cuda.is_available():
+        # Its AWQ pins cached activations, which fails without an accelerator and changes no number.
+        torch.Tensor.pin_memory = lambda tensor, *arguments: tensor
     model = load(request["model"])
     if request["settings"]:
         result["seconds"] = compress(model, request)
