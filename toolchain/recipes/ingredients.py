@@ -25,9 +25,9 @@ INGREDIENTS: tuple[Ingredient, ...] = (
     ),
     Ingredient(
         name="compensate",
-        title="aim at the weights that do best on inputs as the target rounds them",
+        title="aim at the weights that do best on the inputs they will really get: rounded, behind quantized ones",
         axis="target",
-        formats=("nvfp4",),
+        formats=(*INT4_WEIGHTS, *NVFP4_WEIGHTS, *MX_WEIGHTS),
     ),
     Ingredient(
         name="mse",

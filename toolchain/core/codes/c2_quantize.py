@@ -41,6 +41,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The router of a layer was not recognised",
         "Calibration of more experts than the routed ones needs its scores. Use --calibrate-experts routed.",
     ),
+    "TC-209": (
+        "The model has no list of decoder layers",
+        "Recipes that look at inputs walk through the layers one by one: use --recipe max.",
+    ),
     "TC-208": (
         "Experts that are stored in one tensor have different scales",
         "Fused storage holds one scale for all experts of a layer. This is a bug of the export, not of the model.",

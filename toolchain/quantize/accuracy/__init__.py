@@ -5,6 +5,8 @@ One file per ingredient of ``toolchain.recipes``; ``layers.py`` walks the decode
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ from toolchain.quantize import scales
 from toolchain.quantize.accuracy import channels, weights
 from toolchain.quantize.accuracy.groups import Group, find_groups
 from toolchain.quantize.accuracy.layers import LayerWalk
-from toolchain.quantize.accuracy.statistics import observe
+from toolchain.quantize.accuracy.observing import observe, stages
 from toolchain.quantize.forward import CalibrationPass
 from toolchain.recipes import Recipe, get_recipe
 
@@ -58,14 +60,13 @@ def apply_recipe(
         for group in progress.track(groups, description=f"recipe {recipe.name}", total=len(groups)):
             work.choose(group)
         return applied
-    walk = LayerWalk(model, forward.batches, forward.device)
-    with forward.widening.active():
+    compare = recipe.on("target") is not None
+    walk = LayerWalk(model, forward.batches, forward.device, compare=compare)
+    # Two layers are compared row by row: only tokens that the router sends to an expert are in both.
+    with contextlib.nullcontext() if compare else forward.widening.active():
         for _ in progress.track(walk, description=f"recipe {recipe.name}, by layer", total=len(walk)):
             inside = [group for group in groups if group.paths[0].startswith(f"{walk.path}.")]
-            for batch in _batches(model, inside):
-                work.observe(batch, walk)
-                for group in batch:
-                    work.choose(group)
+            work.layer(stages(model, inside, family, walk) if compare else [inside], walk)
             work.share_inputs([path for group in inside for path in group.paths], walk)
     return applied
 
@@ -76,21 +77,19 @@ class _Work:
     recipe: Recipe
     applied: Applied
 
-    def observe(self, groups: list[Group], walk: LayerWalk) -> None:
-        """Fill the statistics of ``groups`` by one pass through the layer at hand."""
-        hooks = []
-        for group in groups:
-            recipe = self.recipe.for_format(group.format)
-            if weights.needs_gram(recipe):
-                cross = recipe.on("target") is not None
-                module = self.model.get_submodule(group.paths[0])
-                hooks.append(observe(module, group.statistics, rounded=cross, gram=True, cross=cross))
-        try:
-            with _plain_weights(self.model.get_submodule(walk.path)):
-                walk.run()
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def layer(self, parts: list[list[Group]], walk: LayerWalk) -> None:
+        """Choose for the groups of one layer, part by part: a later part sees what was chosen for an earlier one."""
+        undecided = {path for part in parts for group in part for path in group.paths}
+        for part in parts:
+            for batch in _batches(self.model, part):
+                wanted = [
+                    group for group in batch if weights.needs_gram(self.recipe.for_format(group.format))
+                ]
+                with _plain_weights(self.model, undecided):
+                    observe(self.model, wanted, walk)
+                for group in batch:
+                    self.choose(group)
+                    undecided -= set(group.paths)
 
     def choose(self, group: Group) -> None:
         recipe = self.recipe.for_format(group.format)
@@ -105,14 +104,18 @@ class _Work:
                 self.applied.folded_norms.add(group.norm)
         if weights.chooses_weights(recipe):
             self.applied.packed |= weights.choose(self.model, group, recipe)
-        group.statistics.gram = group.statistics.cross = None
+        group.statistics.forget_products()
 
     def share_inputs(self, paths: list[str], walk: LayerWalk) -> None:
         """Channel scales changed the ranges of inputs: let the experts of the layer agree on the largest again."""
         if not self.recipe.on("transform"):
             return
         quantizers = {path: self.model.get_submodule(path).input_quantizer for path in paths}
-        before = {path: quantizer.amax for path, quantizer in quantizers.items()}
+        before = {
+            path: quantizer.amax.clone()
+            for path, quantizer in quantizers.items()
+            if quantizer.amax is not None
+        }
         scales.share_expert_inputs(self.model.get_submodule(walk.path))
         for path, tensors in self.applied.packed.items():
             if path in quantizers and "input_scale" in tensors:
@@ -120,19 +123,17 @@ class _Work:
                 tensors["input_scale"] = tensors["input_scale"] * ratio.reshape(())
 
 
-class _plain_weights:
-    """Weight quantizers of a layer off: it is observed as it is, on inputs that have passed the layers before."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        quantizers = [getattr(module, "weight_quantizer", None) for module in layer.modules()]
-        self._enabled: list[Any] = [item for item in quantizers if item is not None and item.is_enabled]
-
-    def __enter__(self) -> None:
-        for quantizer in self._enabled:
-            quantizer.disable()
-
-    def __exit__(self, *exception: object) -> None:
-        for quantizer in self._enabled:
+@contextlib.contextmanager
+def _plain_weights(model: nn.Module, paths: set[str]) -> Iterator[None]:
+    """Weight quantizers of modules that nothing was chosen for yet are off: they are observed as they are."""
+    quantizers: list[Any] = [model.get_submodule(path).weight_quantizer for path in paths]
+    enabled = [quantizer for quantizer in quantizers if quantizer.is_enabled]
+    for quantizer in enabled:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in enabled:
             quantizer.enable()
 
 

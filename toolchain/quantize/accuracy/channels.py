@@ -65,4 +65,5 @@ def _recalibrate(module: Any, group: Group) -> None:
     max_calibrate(module.weight_quantizer, lambda quantizer: quantizer(module.weight), distributed_sync=False)
     quantizer, largest = module.input_quantizer, group.statistics.largest
     if quantizer.is_enabled and quantizer.amax is not None and largest is not None:
-        quantizer.amax = largest.max().to(quantizer.amax.dtype)
+        quantizer.reset_amax()  # a buffer in bfloat16 would round the range that is stored in float32
+        quantizer.amax = largest.max()

@@ -1,9 +1,9 @@
-"""Solve the weights again for inputs as the target rounds them.
+"""Solve the weights again for the inputs that they will really get.
 
-A runtime that quantizes activations computes W' x~, x~ being x rounded. The W' that comes closest to W x over the
-calibration tokens is W C (H)^-1 with C = sum x x~^T and H = sum x~ x~^T: a Wiener filter, which trusts directions with
-little signal less. It is a better target for rounding than W itself. Half of the step is taken (``SHARE``): measured on
-models of four families, it beats the full one, which follows the calibration text too closely.
+The shipped layer computes W' x~: x~ is x as the target rounds activations, behind the matmuls of the layer that are
+already quantized. The W' that comes closest to W x over the calibration tokens is W C H^-1 with C = sum x x~^T and
+H = sum x~ x~^T: a Wiener filter, which trusts directions with little signal less and undoes what earlier rounding did
+on average. It is a better target for rounding than W itself. Related: GPTAQ's asymmetric calibration, arXiv 2504.02692.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 
 from toolchain.quantize.accuracy.statistics import InputStatistics
 
-SHARE = 0.5
+SHARE = 1.0
+"""Of the way from W to the solution."""
 DAMPING = 0.01
 """Share of the mean diagonal with which the solution is held to W."""
 

@@ -1,12 +1,13 @@
 """Walk a decoder layer by layer: every layer sees the outputs of the layers before it as they will ship.
 
-One pass over the data for the inputs of the first layer, then two per layer: one that observes, one that computes the
-inputs of the next. Only one layer's statistics are in memory at a time.
+One pass over the data for the inputs of the first layer, then at least two per layer: one that observes, one that
+computes the inputs of the next. Only one layer's statistics are in memory at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,12 +23,19 @@ class _Enough(Exception):
 class LayerWalk:
     """``for layer in walk:`` observe it with ``run()``, change it, and its successor sees the changed outputs."""
 
-    def __init__(self, model: Any, batches: list[torch.Tensor], device: torch.device) -> None:
-        """``batches``: [B, T] int64 token ids. ToolchainError when the model has no list of decoder layers."""
+    def __init__(
+        self, model: Any, batches: list[torch.Tensor], device: torch.device, *, compare: bool = False
+    ) -> None:
+        """``batches``: [B, T] int64 token ids. ``compare``: keep each layer as it was in ``before`` while it changes.
+
+        ToolchainError TC-209 when the model has no list of decoder layers.
+        """
         self.prefix, self._layers = decoder_layers(model)
         self._arguments: dict[tuple[int, torch.Size], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._hidden = [self._enter(model, batch.to(device)) for batch in batches]
-        self._at = 0
+        self._compare, self._at = compare, 0
+        self.before: nn.Module | None = None
+        """The layer at hand without any quantizer and with its own weights."""
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -40,21 +48,24 @@ class LayerWalk:
     def __iter__(self) -> Iterator[nn.Module]:
         for index, layer in enumerate(self._layers):
             self._at = index
+            self.before = _unquantized_copy(layer) if self._compare else None
             yield layer
-            self._hidden = list(self._outputs())
+            self._hidden = [self._call(layer, hidden) for hidden in self._hidden]
 
-    def run(self) -> None:
-        """Send all inputs through the layer at hand; its outputs are dropped. For hooks."""
-        for _ in self._outputs():
-            pass
+    def run(self, after_batch: Callable[[], None] | None = None, *, batches: int | None = None) -> None:
+        """Send the inputs through the layer at hand, then through ``before``; outputs are dropped. For hooks."""
+        for hidden in self._hidden[:batches]:
+            self._call(self._layers[self._at], hidden)
+            if self.before is not None:
+                self._call(self.before, hidden)
+            if after_batch is not None:
+                after_batch()
 
     @torch.no_grad()
-    def _outputs(self) -> Iterator[torch.Tensor]:
-        layer = self._layers[self._at]
-        for hidden in self._hidden:
-            args, kwargs = self._arguments[self._at, hidden.shape[:2]]
-            output = layer(hidden, *args, **kwargs)
-            yield output[0] if isinstance(output, tuple) else output
+    def _call(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        args, kwargs = self._arguments[self._at, hidden.shape[:2]]
+        output = layer(hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
     def _enter(self, model: Any, batch: torch.Tensor) -> torch.Tensor:
@@ -87,6 +98,16 @@ class LayerWalk:
         return found[0]
 
 
+def _unquantized_copy(layer: nn.Module) -> nn.Module:
+    before = copy.deepcopy(layer)
+    for module in before.modules():
+        for name in ("weight_quantizer", "input_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"):
+            quantizer = getattr(module, name, None)
+            if quantizer is not None and quantizer.is_enabled:
+                quantizer.disable()
+    return before
+
+
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """(module path, list) of the decoder's layers. ToolchainError when there is no list of that length."""
     count = model.config.get_text_config().num_hidden_layers
@@ -96,5 +117,5 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     raise ToolchainError(
         f"{type(model).__name__} has no list of {count} decoder layers",
         hint="use --recipe max, which needs no walk through the layers",
-        code="TC-208",
+        code="TC-209",
     )

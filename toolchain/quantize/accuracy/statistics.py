@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-
-Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class InputStatistics:
-    """Sums over the tokens that reached one input x [K]. x~ is x as the target rounds it, or x itself."""
+    """Sums over the tokens that reached one input x [K]. x~ is the input that the shipped layer will compute on, where
+    a recipe tells both apart; else x itself."""
 
     tokens: int = 0
     absolute: torch.Tensor | None = None
@@ -23,26 +20,22 @@ class InputStatistics:
     gram: torch.Tensor | None = None
     """[K, K] sum of x~^T x~, float32."""
     cross: torch.Tensor | None = None
-    """[K, K] sum of x^T x~, float32; None unless asked for."""
+    """[K, K] sum of x^T x~, float32; None where x~ is x."""
 
-    def add(
-        self, x: torch.Tensor, rounding: Rounding | None = None, *, gram: bool = True, cross: bool = False
-    ) -> None:
-        """Add [..., K] activations."""
-        rows = x.detach().flatten(0, -2)
+    def add(self, x: torch.Tensor, shipped: torch.Tensor | None = None) -> None:
+        """Add [..., K] activations, with x~ for the same tokens if it differs."""
+        rows = x.detach().flatten(0, -2).float()
         if not len(rows):
             return
         self.tokens += len(rows)
-        rounded = (rounding(rows) if rounding else rows).float()
-        rows = rows.float()
         magnitude = rows.abs()
         self.absolute = _plus(self.absolute, magnitude.sum(0))
         peak = magnitude.amax(0)
         self.largest = peak if self.largest is None else torch.maximum(self.largest, peak)
-        if gram:
-            self.gram = _plus(self.gram, rounded.T @ rounded)
-        if cross:
-            self.cross = _plus(self.cross, rows.T @ rounded)
+        other = rows if shipped is None else shipped.detach().flatten(0, -2).float()
+        self.gram = _plus(self.gram, other.T @ other)
+        if shipped is not None:
+            self.cross = _plus(self.cross, rows.T @ other)
 
     def rescale(self, factor: torch.Tensor) -> None:
         """The input is multiplied by ``factor`` [K] from now on."""
@@ -53,17 +46,10 @@ class InputStatistics:
         if self.cross is not None:
             self.cross = self.cross * factor * factor.unsqueeze(-1)
 
+    def forget_products(self) -> None:
+        """Free the matrices; counts and magnitudes stay."""
+        self.gram = self.cross = None
+
 
 def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
     return more if total is None else total.add_(more)
-
-
-def observe(module: Any, statistics: InputStatistics, *, rounded: bool, gram: bool, cross: bool) -> Any:
-    """A hook on ``module`` that adds its inputs. ``rounded``: as its input quantizer rounds them."""
-
-    def add(module: Any, args: tuple[torch.Tensor, ...]) -> None:
-        quantizer = getattr(module, "input_quantizer", None)
-        rounding = quantizer if rounded and quantizer is not None and quantizer.is_enabled else None
-        statistics.add(args[0], rounding, gram=gram, cross=cross)
-
-    return module.register_forward_pre_hook(add)
