@@ -185,6 +185,34 @@ def test_smoothquant_finds_an_alpha_that_beats_the_usual_one() -> None:
     assert 0 < alpha <= 1
 
 
+def test_headroom_gives_the_input_scales_of_modelopts_own_algorithm(tiny: Tiny) -> None:
+    import modelopt.torch.quantization as mtq
+
+    plan = plan_for(tiny("llama"), "nvfp4", policy="all-linear", recipe="headroom")
+    ours: Any = calibrate(plan, device="cpu").model
+    from toolchain.quantize.backend import adapt
+    from toolchain.quantize.calibration import load_calibration
+
+    theirs: Any = load_source(tiny("llama"), device=CPU)
+    config = mtq.NVFP4_DEFAULT_CFG
+    config = config if isinstance(config, dict) else config.model_dump(exclude_unset=True)
+    entries = [
+        {**item, "cfg": adapt(item["cfg"])} if item.get("cfg") else item for item in config["quant_cfg"]
+    ]
+    tokens = load_calibration(plan.calibration, tiny("llama")).tokens
+    with torch.no_grad():
+        mtq.quantize(
+            theirs, {"quant_cfg": entries, "algorithm": "nvfp4_act_headroom"}, lambda model: model(tokens)
+        )
+    for name in ("o_proj", "q_proj"):
+        path = f"model.layers.1.self_attn.{name}"
+        mine, other = (model.get_submodule(path).input_quantizer.amax.float() for model in (ours, theirs))
+        torch.testing.assert_close(mine.reshape(()), other.reshape(()), rtol=0.02, atol=0)
+    plain: Any = calibrate(plan_for(tiny("llama"), "nvfp4", policy="all-linear"), device="cpu").model
+    path = "model.layers.1.self_attn.o_proj"
+    assert ours.get_submodule(path).input_quantizer.amax > 2 * plain.get_submodule(path).input_quantizer.amax
+
+
 @pytest.mark.parametrize(
     "kind", ["qwen3_moe", "mixtral", "deepseek_v3", "glm4_moe", "minimax", "gpt_oss", "llama4_text", "llama"]
 )

@@ -21,6 +21,7 @@ from toolchain.formats import Format, get_format, get_kv_cache
 from toolchain.formats.fp8_block import BLOCK
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import backend
+from toolchain.quantize.headroom import headroom
 from toolchain.recipes import get_recipe
 
 ADDED_INPUTS: dict[str, dict[str, Any]] = {
@@ -61,7 +62,10 @@ def quantize(
         for kind, settings in quantizer_settings(get_format(name)).items():
             _set(model, {f"{path}.{kind}" for path in paths}, settings)
     check_coverage(model, plan, family)
-    _observe(model, modules, forward if observes_inputs(plan) else None)
+    recipe = get_recipe(plan.recipe, get_format(plan.format))
+    roomy = [path for path, name in modules.items() if recipe.for_format(name).on("inputs") == "headroom"]
+    with headroom(model, roomy):
+        _observe(model, modules, forward if observes_inputs(plan) else None)
     _complete_pre_quant_scales(model, modules, family)
     return modules
 
