@@ -65,6 +65,8 @@ def published_findings(info: ModelInfo, choices: Choices, kv_cache: str) -> Iter
     experts = {choices.format_of(item) for item in info.by_role(Role.ROUTED_EXPERT)}
     if not info.family.fuses_experts or MXFP4 not in {found.name for found in experts if found}:
         return
+    if info.family.refusal(MXFP4):  # said by storage_findings: there is no published layout to speak of
+        return
     others = {linear.part.role.value for linear, _ in choices.quantized(info)} - {Role.ROUTED_EXPERT.value}
     asked = [
         *sorted(others),
@@ -105,8 +107,10 @@ def dequantized_findings(info: ModelInfo, choices: Choices) -> Iterator[Finding]
 def recipe_findings(info: ModelInfo, recipe: Recipe, choices: Choices) -> Iterator[Finding]:
     """Whether fused experts have a place for what the recipe adds: a channel scale per expert has none."""
     transform = recipe.on("transform")
-    quantized = any(choices.format_of(item) for item in info.by_role(Role.ROUTED_EXPERT))
-    if transform and info.family.fuses_experts and quantized:
+    experts = {found for item in info.by_role(Role.ROUTED_EXPERT) if (found := choices.format_of(item))}
+    if any(info.family.refusal(found.name) for found in experts):
+        return  # said by storage_findings, and the recipe may be nothing but what the format's name promises
+    if transform and info.family.fuses_experts and experts:
         message = (
             f"recipe {transform} gives each expert a pre_quant_scale, and experts of {info.family.name}, stored in one "
             f"tensor per layer, have no place for it"
@@ -121,9 +125,12 @@ def kv_findings(info: ModelInfo, kv_cache: str) -> Iterator[Finding]:
     layers = {part.layer for linear in info.linears if (part := linear.part).projection == KV_PROJECTION}
     missing = info.num_hidden_layers - len(layers)
     if missing:
+        why = f"and a checkpoint has no place for the scales of an {kv_cache} cache"
+        if not get_kv_cache(kv_cache).calibrated:
+            why = f"and what an {kv_cache} cache makes of them is neither measured nor emulated here"
         message = (
             f"{missing} of {info.num_hidden_layers} layers have no k_proj and v_proj (MLA or linear attention): what "
-            f"they cache are not keys and values, and a checkpoint has no place for the scales of an {kv_cache} cache"
+            f"they cache are not keys and values, {why}"
         )
         yield Finding(code="TC-116", where="--kv-cache", message=message, hint="use --kv-cache none")
     multiple = get_kv_cache(kv_cache).head_dim_multiple
