@@ -19,6 +19,7 @@ from toolchain.plan.memory import (
     weights_bytes,
 )
 from toolchain.plan.types import Assignment, Calibration, Estimates, Serving
+from toolchain.recipes import GRAM_BUDGET_BYTES, Recipe
 from toolchain.targets.base import Target
 
 GIB = 1024**3
@@ -27,7 +28,9 @@ GIB = 1024**3
 # plain forward of 4 x 512 tokens 0.9 s, NVFP4 calibration 8.2 s, INT4-AWQ calibration 39.1 s, export 2.4 s.
 CPU_FLOPS = 2e11
 CPU_PACK_PARAMETERS_S = 3.5e7
-AWQ_PASSES = 5
+PASSES = {"plain": 1, "searched": 5, "compared": 14}
+"""Forward passes that calibration costs, sums of products included: ranges alone; a walk through the layers that
+collects second moments; one that compares each of four stages of a layer with the layer before."""
 # Assumed, not measured: a quarter of the dense BF16 peak of an A100, and storage that gives 1 GB/s.
 GPU_FLOPS = 8e13
 GPU_PACK_PARAMETERS_S = 2e9
@@ -51,6 +54,7 @@ def estimate(
     assignments: tuple[Assignment, ...],
     *,
     choices: Choices,
+    recipe: Recipe,
     kv_cache: str,
     gpu: Gpu,
     target: Target,
@@ -60,8 +64,8 @@ def estimate(
     """Every figure of the plan."""
     checkpoint = sum(item.planned_bytes for item in assignments)
     quantized = sum(linear.parameters for linear, _ in choices.quantized(info))
-    seconds, time_basis = quantize_seconds(info, choices, quantized, checkpoint, gpu, calibration)
-    memory, memory_basis = quantize_memory(info, calibration)
+    seconds, time_basis = quantize_seconds(info, choices, recipe, quantized, checkpoint, gpu, calibration)
+    memory, memory_basis = quantize_memory(info, recipe, checkpoint, calibration)
     held = NOTHING if target.emulates else choices
     return Estimates(
         parameters=info.parameters,
@@ -84,37 +88,70 @@ def estimate(
     )
 
 
-def quantize_memory(info: ModelInfo, calibration: Calibration) -> tuple[int, str]:
-    """(bytes, basis): the model, its largest layer again while experts are unfused, and one batch."""
+def quantize_memory(
+    info: ModelInfo, recipe: Recipe, checkpoint: int, calibration: Calibration
+) -> tuple[int, str]:
+    """(bytes, basis): the model, its largest layer again while experts are unfused, one batch, and what a recipe keeps:
+    the inputs of one layer for all tokens, their Gram matrices, and the tensors that it chose."""
     layers: dict[int | None, int] = defaultdict(int)
     for tensor in info.tensors:
         layers[info.part(tensor.name).layer] += tensor.bytes
     largest = max((size for layer, size in layers.items() if layer is not None), default=0)
+    element = DTYPE_BYTES[info.dtype]
     tokens = calibration.batch_size * calibration.length_tokens
     width = 8 * info.hidden_size + 4 * mlp_width(info, Serving(max_batch_size=1, max_seq_len=1))
-    batch = tokens * (width * DTYPE_BYTES[info.dtype] + info.vocab_size * DTYPE_BYTES["F32"])
+    total = info.bytes + largest + tokens * (width * element + info.vocab_size * DTYPE_BYTES["F32"])
     basis = (
         "quantize memory = source weights + the largest layer again (experts are unfused layer by layer) + "
         f"activations and FP32 logits of one batch of {calibration.batch_size} x "
         f"{calibration.length_tokens} tokens"
     )
-    return info.bytes + largest + batch, basis
+    if recipe.needs_gram:
+        hidden = 2 * calibration.samples * calibration.length_tokens * info.hidden_size * element
+        total += hidden + min(GRAM_BUDGET_BYTES, _gram_bytes(info, recipe)) + checkpoint
+        basis += (
+            f" + for recipe {recipe.name} the hidden states of all tokens twice, Gram matrices of one layer "
+            f"(at most {GRAM_BUDGET_BYTES / GIB:.0f} GiB) and the chosen tensors"
+        )
+    return total, basis
+
+
+def _gram_bytes(info: ModelInfo, recipe: Recipe) -> int:
+    """Of the layer with most of them: [K, K] float32 per matrix but the second of gate and up, and of q, k and v."""
+    matrices = 2 if recipe.on("target") else 1
+    layers: dict[int | None, int] = defaultdict(int)
+    for linear in info.linears:
+        siblings = info.family.fused_siblings(linear.part.projection)
+        if linear.part.layer is not None and siblings[0] == linear.part.projection:
+            layers[linear.part.layer] += matrices * DTYPE_BYTES["F32"] * linear.in_features**2
+    return max(layers.values(), default=0)
 
 
 def quantize_seconds(
-    info: ModelInfo, choices: Choices, quantized: int, checkpoint: int, gpu: Gpu, calibration: Calibration
+    info: ModelInfo,
+    choices: Choices,
+    recipe: Recipe,
+    quantized: int,
+    checkpoint: int,
+    gpu: Gpu,
+    calibration: Calibration,
 ) -> tuple[float, str]:
-    """(seconds, basis) of calibration, packing and reading and writing.
+    """(seconds, basis) of calibration, the recipe, packing and reading and writing.
 
     Good to a factor of a few, not more.
     """
     tokens = calibration.samples * calibration.length_tokens
-    searched = any(found.has_pre_quant_scale for _, found in choices.quantized(info))
-    passes = AWQ_PASSES if searched else 1
+    compared = recipe.on("target") is not None
+    passes = PASSES["compared" if compared else "searched" if recipe.needs_gram else "plain"]
     on_cpu = gpu.sm == 0
     flops = CPU_FLOPS if on_cpu else GPU_FLOPS
     pack = CPU_PACK_PARAMETERS_S if on_cpu else GPU_PACK_PARAMETERS_S
     compute = 2 * active_parameters(info) * tokens * passes / flops
+    if recipe.on("rounding"):
+        # GPTQ: every weight corrects all channels after it.
+        compute += (
+            sum(linear.parameters * linear.in_features for linear, _ in choices.quantized(info)) / flops
+        )
     seconds = compute + quantized / pack + (info.bytes + checkpoint) / STORAGE_BYTES_S
     kind = "two CPU threads (measured)" if on_cpu else "one GPU (assumed)"
     basis = (

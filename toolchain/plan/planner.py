@@ -149,6 +149,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
         info,
         assignments,
         choices=choices,
+        recipe=request.recipe,
         kv_cache=request.kv_cache,
         gpu=request.gpu,
         target=request.target,

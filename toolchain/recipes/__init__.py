@@ -5,7 +5,7 @@ from __future__ import annotations
 from toolchain.core.errors import UsageError
 from toolchain.core.lookup import pick
 from toolchain.formats.base import Format
-from toolchain.recipes.base import AXES, Axis, Ingredient, Recipe
+from toolchain.recipes.base import AXES, GRAM_BUDGET_BYTES, Axis, Ingredient, Recipe
 from toolchain.recipes.best import BEST
 from toolchain.recipes.ingredients import INGREDIENTS
 
@@ -64,6 +64,7 @@ def _ingredient(name: str) -> Ingredient:
 __all__ = [
     "AXES",
     "BEST",
+    "GRAM_BUDGET_BYTES",
     "INGREDIENTS",
     "MAX",
     "Axis",

@@ -16,6 +16,9 @@ most one ingredient per axis."""
 
 AXES: tuple[Axis, ...] = ("transform", "target", "scales", "rounding", "inputs")
 
+GRAM_BUDGET_BYTES = 4 * 1024**3
+"""Gram matrices ([K, K] float32 per input) held at once; a layer that needs more is observed several times."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ingredient:
@@ -44,6 +47,11 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         return any(item.needs_data for item in self.ingredients)
+
+    @property
+    def needs_gram(self) -> bool:
+        """True when errors are those of outputs: the second moments of every input are collected, layer by layer."""
+        return any(item.needs_data and item.axis != "inputs" for item in self.ingredients)
 
     def on(self, axis: Axis) -> str | None:
         """Name of the ingredient that decides ``axis``; None for the plain way."""

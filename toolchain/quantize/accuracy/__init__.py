@@ -23,10 +23,7 @@ from toolchain.quantize.accuracy.groups import Group, find_groups
 from toolchain.quantize.accuracy.layers import LayerWalk
 from toolchain.quantize.accuracy.observing import observe, stages
 from toolchain.quantize.forward import CalibrationPass
-from toolchain.recipes import Recipe, get_recipe
-
-GRAM_BUDGET_BYTES = 4 * 1024**3
-"""Gram matrices held at once; a layer that needs more is observed several times."""
+from toolchain.recipes import GRAM_BUDGET_BYTES, Recipe, get_recipe
 
 
 @dataclass(kw_only=True)
@@ -56,7 +53,7 @@ def apply_recipe(
         return applied
     groups = find_groups(model, modules, family)
     work = _Work(model, recipe, applied)
-    if not any(weights.needs_gram(recipe.for_format(group.format)) for group in groups):
+    if not any(recipe.for_format(group.format).needs_gram for group in groups):
         for group in progress.track(groups, description=f"recipe {recipe.name}", total=len(groups)):
             work.choose(group)
         return applied
@@ -82,14 +79,13 @@ class _Work:
         undecided = {path for part in parts for group in part for path in group.paths}
         for part in parts:
             for batch in _batches(self.model, part):
-                wanted = [
-                    group for group in batch if weights.needs_gram(self.recipe.for_format(group.format))
-                ]
+                wanted = [group for group in batch if self.recipe.for_format(group.format).needs_gram]
                 with _plain_weights(self.model, undecided):
                     observe(self.model, wanted, walk)
                 for group in batch:
                     self.choose(group)
-                    undecided -= set(group.paths)
+                    if walk.before is not None:
+                        undecided -= set(group.paths)
 
     def choose(self, group: Group) -> None:
         recipe = self.recipe.for_format(group.format)

@@ -25,15 +25,6 @@ def chooses_weights(recipe: Recipe) -> bool:
     return any(recipe.on(axis) for axis in ("target", "scales", "rounding"))
 
 
-def needs_gram(recipe: Recipe) -> bool:
-    return bool(
-        recipe.on("transform")
-        or recipe.on("target")
-        or recipe.on("rounding")
-        or recipe.on("scales") in WITHOUT_DATA
-    )
-
-
 @torch.no_grad()
 def choose(model: nn.Module, group: Group, recipe: Recipe) -> dict[str, dict[str, torch.Tensor]]:
     """Module path -> tensors as stored, for the modules of ``group``. Their weights become what the tensors hold."""
