@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("quantize", "Quantize MODEL into a checkpoint directory."),
     "verify": ("verify", "Audit the written bytes of a quantized checkpoint."),
     "evaluate": ("evaluate", "Run a checkpoint on held-out text: perplexity, KL, agreement."),
+    "sensitivity": ("sensitivity", "Measure what each layer group loses when only it is quantized."),
     "build": ("build", "Make an engine of a verified checkpoint."),
     "engine": ("engine", "The whole picture: plan, quantize, verify, evaluate, build, triton."),
     "generate": ("generate", "Generate text with an engine in this process."),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from toolchain.codecs import Codec, scale_input
 
@@ -29,14 +30,15 @@ class QuantizedInput:
     def of(cls, module: nn.Module, codec: Codec, stored: Mapping[str, torch.Tensor]) -> QuantizedInput:
         return cls(module, codec, {suffix: stored[suffix] for suffix in SUFFIXES if suffix in stored})
 
-    def attach(self, device: torch.device, *, emulate: bool) -> None:
+    def attach(self, device: torch.device, *, emulate: bool) -> RemovableHandle | None:
         """Hook it before the Linear. Channel scales are mathematics of the checkpoint: without ``emulate`` they are
-        applied all the same, and only the rounding is left out."""
+        applied all the same, and only the rounding is left out. Returns what takes the hook away, if there is one."""
         rounded = emulate and self.codec.format.activation != NOT_ROUNDED
         if rounded or "pre_quant_scale" in self.tensors:
             moved = {suffix: tensor.to(device) for suffix, tensor in self.tensors.items()}
             hook = partial(_before, self.codec if rounded else None, moved)
-            self.module.register_forward_pre_hook(hook)
+            return self.module.register_forward_pre_hook(hook)
+        return None
 
 
 def _before(

@@ -93,7 +93,7 @@ class Exporter:
             if suffix == "weight" and quantized and self.family.is_fused(module):
                 yield from self._pack_fused(module, format_name, infos[name].shape[0])
             elif suffix == "weight" and quantized:
-                for kind, tensor in self._packed(module, format_name).items():
+                for kind, tensor in self.packed(module, format_name).items():
                     yield f"{module}.{kind}", tensor
             elif suffix == "weight" and self.family.to_module(module) in self.applied.folded_norms:
                 yield name, self.model.get_submodule(self.family.to_module(module)).weight.data
@@ -103,7 +103,7 @@ class Exporter:
                 yield from self._kv_scale(module)
 
     @torch.no_grad()
-    def _packed(self, module: str, format_name: str) -> dict[str, torch.Tensor]:
+    def packed(self, module: str, format_name: str) -> dict[str, torch.Tensor]:
         """One Linear's tensors by suffix, as a checkpoint with one entry per matrix stores them."""
         path = self.family.to_module(module)
         if path in self.applied.packed:
@@ -114,7 +114,7 @@ class Exporter:
 
     def _pack_fused(self, module: str, format_name: str, experts: int) -> Iterator[tuple[str, torch.Tensor]]:
         names = [name for group in self.family.members(module, experts) for name in group]
-        matrices = [self._packed(name, format_name) for name in names]
+        matrices = [self.packed(name, format_name) for name in names]
         yield from fuse_experts(self.family, module, format_name, matrices).items()
 
     def _kv_scale(self, module: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -32,6 +32,14 @@ CODES: dict[str, tuple[str, str]] = {
         "The model has no usable tokenizer, or one with ids that the model does not have",
         "Calibration needs the tokenizer that the model was trained with, beside its config.json.",
     ),
+    "TC-220": (
+        "No text is left to judge on",
+        "Sensitivity is measured on tokens that no range was taken from: give --data, or more calibration text.",
+    ),
+    "TC-222": (
+        "The architecture cannot be walked layer by layer",
+        "Sensitivity runs layers, final norm and output head one after the other; this model does more.",
+    ),
     "TC-221": (
         "Experts saw too few calibration tokens, and --strict accepts none",
         "Nothing was written. More or more varied text, --min-tokens-per-expert with a larger --calib-max-samples, or "
