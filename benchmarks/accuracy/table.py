@@ -79,11 +79,15 @@ def _row(model: str, method: Method) -> Row | None:
 
 
 def _ratio(model: str, method: Method, runs: list[Row], peer: str) -> Row | None:
-    """Mean KL over the peer's default of the cell, windows and seeds paired."""
+    """Mean KL over that of the peer's default of the cell, on the seeds that both have; windows in pairs."""
     suffix = "all" if method.policy == "all-linear" else "experts"
     reference = BY_NAME.get(REFERENCES[peer].format(format=method.format) + f"-{suffix}")
     theirs = _runs(model, reference) if reference else []
     if not theirs or reference is method:
+        return None
+    seeds = {run["seed"] for run in runs} & {run["seed"] for run in theirs}
+    runs, theirs = ([run for run in side if run["seed"] in seeds] for side in (runs, theirs))
+    if not seeds:
         return None
     low, high = ratio_interval(_windows(runs), _windows(theirs))
     ratio = statistics.mean(r["kl_mean"] for r in runs) / statistics.mean(r["kl_mean"] for r in theirs)
