@@ -23,7 +23,7 @@ NAME := $(shell printf %s "$(BASE)-$(FORMAT)$(if $(filter-out local,$(TARGET)),-
 	| tr A-Z a-z | sed 's/[^a-z0-9._-][^a-z0-9._-]*/-/g')
 ENGINE ?= engines/$(NAME)
 
-.PHONY: engine demo triton serve bench test test-slow check docs goldens gpu-check tritonserver doctor clean help
+.PHONY: engine demo triton serve bench test test-slow test-matrix check docs goldens gpu-check tritonserver doctor clean help
 
 engine: $(READY) $(if $(MODEL),,demo) ## plan, quantize, verify, evaluate, build and render MODEL
 	$(TOOLCHAIN) engine "$(SOURCE)" --format $(FORMAT) --gpu $(GPU) --target $(TARGET) $(ARGS)
@@ -46,6 +46,10 @@ test: check tritonserver ## lint, then the whole test suite
 test-slow: $(READY) tritonserver ## the longer tests
 	$(VENV)/bin/python -m pytest -m slow
 
+test-matrix: $(READY) ## quantize, audit and run every format x model x KV cache (minutes); renews docs/matrix.json and the README
+	WRITE_GOLDENS=1 $(VENV)/bin/python -m pytest -m matrix
+	$(VENV)/bin/python docs/generate.py
+
 check: $(READY) ## ruff, mypy, import-linter, generated docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -53,7 +57,7 @@ check: $(READY) ## ruff, mypy, import-linter, generated docs
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/python docs/generate.py --check
 
-docs: $(READY) ## write docs/cli.md from the help texts
+docs: $(READY) ## write docs/cli.md and the tables of the README
 	$(VENV)/bin/python docs/generate.py
 
 goldens: $(READY) ## write tests/golden again from what the code does now; review the diff

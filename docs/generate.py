@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+from matrix_table import matrix
 
 from toolchain.cli.main import COMMANDS, cli
 from toolchain.formats import FORMATS
@@ -79,8 +80,14 @@ def _cell(row: SupportRow) -> str:
 def readme() -> str:
     """README.md with its generated parts renewed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    pattern = r"(<!-- generated: support -->\n).*?(<!-- /generated -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}{support()}\n{found[2]}", text, flags=re.DOTALL)
+    for name, made in (("support", support()), ("matrix", matrix())):
+        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
+        text, replaced = re.subn(
+            pattern, lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text, flags=re.DOTALL
+        )
+        if replaced != 1:
+            raise ValueError(f"README.md has {replaced} places for the table {name}, expected 1")
+    return text
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.planning import plan_for
+from tests.tiny import make_llama4_wrapper
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.files import atomic_write_json
@@ -93,32 +94,8 @@ def test_every_format_passes_its_audit_and_runs(
     assert verdict.facts["parameters"] == read_model(str(source)).parameters
 
 
-def make_wrapper(directory: Path) -> Path:
-    """Llama 4 as every release is: a decoder, a vision tower and a projector."""
-    import transformers
-
-    from tests.tiny import COMMON, KINDS, write_tokenizer
-
-    vision = dict(
-        vision_output_dim=64, projector_input_dim=64, projector_output_dim=64, image_size=28, patch_size=14
-    )
-    config = transformers.Llama4Config(
-        text_config={**COMMON, **KINDS["llama4_text"][1]},
-        vision_config=dict(
-            hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, **vision
-        ),
-    )
-    torch.manual_seed(0)
-    model = transformers.Llama4ForConditionalGeneration(config).to(torch.bfloat16)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.08)
-    model.save_pretrained(directory)
-    write_tokenizer(directory)
-    return directory
-
-
 def test_the_multimodal_wrapper_of_llama4_is_quantized_and_keeps_its_tower(tmp_path: Path) -> None:
-    source, output = make_wrapper(tmp_path / "model"), tmp_path / "out"
+    source, output = make_llama4_wrapper(tmp_path / "model"), tmp_path / "out"
     quantize(plan_for(source, "nvfp4", policy="experts-only"), output, device="cpu")
     verdict = audit(output, against=source)
     assert verdict.passed, [str(finding) for finding in verdict.findings]

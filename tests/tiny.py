@@ -73,6 +73,29 @@ def make_tiny(kind: str, directory: Path, *, seed: int = 0, **overrides: Any) ->
     return directory
 
 
+def make_llama4_wrapper(directory: Path) -> Path:
+    """Llama 4 as every release is: a decoder, a vision tower and a projector."""
+    import torch
+    import transformers
+
+    vision = dict(
+        vision_output_dim=64, projector_input_dim=64, projector_output_dim=64, image_size=28, patch_size=14
+    )
+    config = transformers.Llama4Config(
+        text_config={**COMMON, **KINDS["llama4_text"][1]},
+        vision_config=dict(
+            hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, **vision
+        ),
+    )
+    torch.manual_seed(0)
+    model = transformers.Llama4ForConditionalGeneration(config).to(torch.bfloat16)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
 def make_fp8_source(source: Path, directory: Path, *, block: int = 128) -> Path:
     """``source`` with its Linears in blocks of E4M3, as DeepSeek-V3 is published: amax / 448 per block, F32."""
     import torch
