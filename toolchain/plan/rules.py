@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from toolchain.core.errors import UsageError
 from toolchain.core.findings import Finding
 from toolchain.core.roles import ASSIGNABLE, QUANTIZABLE, Role
 from toolchain.formats.base import Format
 from toolchain.models.types import ModelInfo
 from toolchain.plan.choices import Choice, Choices, Override, protected_layers
 from toolchain.plan.policy import KEPT, Policy, PolicyOptions
-from toolchain.plan.types import SOURCE_DTYPE
+from toolchain.plan.types import SOURCE_DTYPE, Plan
 
 EXPERT_SHARE = 0.99
 """Share of routed-expert parameters, outside of protected layers, that must be quantized when experts are."""
@@ -33,6 +34,21 @@ def policy_findings(
     yield from _fused_siblings(info, choices)
     yield from _experts_of_a_layer(info, choices)
     yield from _expert_share(info, choices, protected_layers(info, format, options))
+
+
+def require_allowed(plan: Plan) -> None:
+    """UsageError TC-150 when a plan, perhaps edited by hand, gives a format to what must keep its dtype.
+
+    A stage that works by module class would leave such a part alone, and the plan would not be what was done.
+    """
+    for item in plan.assignments:
+        if item.format != SOURCE_DTYPE and item.role not in ASSIGNABLE:
+            layer = f" of layer {item.layer}" if item.layer is not None else ""
+            raise UsageError(
+                f"the plan gives {item.format} to the {item.role}{layer}: {KEPT[Role(item.role)]}",
+                hint="plan again: nothing may quantize this part",
+                code="TC-150",
+            )
 
 
 def _nothing(info: ModelInfo, choices: Choices, policy: Policy, options: PolicyOptions) -> Iterator[Finding]:

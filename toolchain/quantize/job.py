@@ -32,6 +32,7 @@ from toolchain.data.overlap import sketch
 from toolchain.families import Family, get_family
 from toolchain.modeling.loading import load_source, pick_device
 from toolchain.models.reader import resolve_model
+from toolchain.plan.rules import require_allowed
 from toolchain.plan.types import Plan
 from toolchain.quantize import quantizers, scales, starved
 from toolchain.quantize.accuracy import Applied, apply_recipe
@@ -105,6 +106,7 @@ def calibrate(
 ) -> Quantized:
     """Load, calibrate and merge scales; nothing is written. The model returned computes what the export will."""
     progress = progress or Silent()
+    require_allowed(plan)
     if not _BUSY.acquire(blocking=False):
         raise ToolchainError("another quantization job runs in this process", hint="use one process per job")
     try:
