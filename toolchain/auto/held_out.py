@@ -29,7 +29,9 @@ class HeldOut:
     def part(self, index: int, parts: int) -> HeldOut:
         """Every ``parts``-th window, from ``index`` on: halves that were not judged on the same text."""
         windows = self.windows[index::parts]
-        return HeldOut(windows=windows, identity={**self.identity, "windows": len(windows)})
+        ids = windows[:, int(self.identity["bos"]) :].flatten().tolist()
+        changed = {"windows": len(windows), "token_hash": token_hash(ids)}
+        return HeldOut(windows=windows, identity={**self.identity, **changed})
 
 
 def held_out(

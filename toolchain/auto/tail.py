@@ -33,11 +33,6 @@ class Baseline:
         """[B, T, V] of batch ``index``."""
         return linear(self.hidden[index], self._weight, self._bias)
 
-    def detached(self) -> Baseline:
-        """Itself with a head of its own: the model may go."""
-        self._weight = self._weight.clone()
-        return self
-
     @torch.no_grad()
     def kl(self, index: int, logits: torch.Tensor) -> torch.Tensor:
         """KL(baseline || quantized) in nats, [B, T - 1] float64: of every token but the first of its window."""

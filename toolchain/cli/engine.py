@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from toolchain.cli.options import (
     PATH,
+    auto_options,
     calibration_options,
     device_option,
     dry_run_option,
@@ -33,6 +34,7 @@ from toolchain.core.findings import errors
 @click.command(name="engine")
 @click.argument("model", metavar="MODEL|SPEC")
 @format_of_spec
+@auto_options
 @policy_option
 @recipe_option
 @kv_cache_option

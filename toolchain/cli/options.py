@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from toolchain.auto.candidates import METHODS
 from toolchain.core.gpus import GPUS
 from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.plan.policy import CHOICES, PolicyOptions
@@ -66,12 +67,35 @@ device_option = click.option(
 format_option = click.option(
     "--format",
     "format_name",
-    help=f"One of {', '.join(item.name for item in FORMATS)}. Required, unless --recipe is a file.",
+    help=f"One of {', '.join(item.name for item in FORMATS)}; or auto, with --bits. Required, unless --recipe is a "
+    "file.",
 )
 format_of_spec = click.option(
     "--format",
     "format_name",
-    help=f"One of {', '.join(item.name for item in FORMATS)}. Required without a spec.",
+    help=f"One of {', '.join(item.name for item in FORMATS)}; or auto, with --bits. Required without a spec.",
+)
+auto_options = stack(
+    click.option(
+        "--bits",
+        type=float,
+        metavar="B",
+        help="With --format auto: most effective bits per parameter of the whole checkpoint, scales and unquantized "
+        "parts included. Each layer group gets the format that costs the least accuracy within it.",
+    ),
+    click.option(
+        "--auto-formats",
+        default="",
+        help="Candidates of --format auto, separated by commas; the source dtype always is one, except for routed "
+        "experts. Default: nvfp4,fp8 where the target runs them, else int4_awq,fp8 or what of it runs.",
+    ),
+    click.option(
+        "--auto-method",
+        type=click.Choice(METHODS),
+        default=METHODS[0],
+        show_default=True,
+        help="How damage is scored: KL of each group on held-out text, or ModelOpt's auto_quantize.",
+    ),
 )
 policy_option = stack(
     click.option(

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from toolchain.cli.options import (
+    auto_options,
     calibration_options,
     format_option,
     json_option,
@@ -25,6 +26,7 @@ from toolchain.core.findings import errors
 @click.command(name="plan")
 @click.argument("model")
 @format_option
+@auto_options
 @policy_option
 @recipe_option
 @kv_cache_option

@@ -9,6 +9,7 @@ import click
 
 from toolchain.cli.options import (
     PATH,
+    auto_options,
     calibration_options,
     device_option,
     dry_run_option,
@@ -30,6 +31,7 @@ from toolchain.cli.plan_text import render_coverage, render_plan
 @click.argument("model")
 @format_option
 @click.option("--output", type=PATH, required=True, help="Directory of the quantized checkpoint.")
+@auto_options
 @policy_option
 @recipe_option
 @kv_cache_option
@@ -65,6 +67,11 @@ def command(
         return
     from toolchain.quantize.job import quantize
 
+    if request.is_auto:
+        from toolchain.pipeline.auto import choose_formats
+
+        record = output.with_name(f"{output.name}.auto.json")
+        plan = choose_formats(request, plan, record, force=force, progress=progress)
     manifest = quantize(
         plan,
         output,
@@ -77,6 +84,7 @@ def command(
         [
             ("checkpoint", output),
             ("tensors", size(manifest["tensor_bytes"])),
+            *([("auto", plan.auto["verdict"]["reason"])] if plan.auto else []),
             ("calibration", _calibration(manifest["calibration"])),
             ("expert coverage", render_coverage(manifest)),
             ("seconds", manifest["seconds"]),

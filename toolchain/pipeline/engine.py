@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from toolchain.auto.outcome import TOLD
 from toolchain.core.environment import package_versions
 from toolchain.core.errors import FindingsError
 from toolchain.core.files import atomic_write_json, read_json, require_free_bytes, sha256_file, sha256_json
 from toolchain.core.progress import Progress, Silent
 from toolchain.data.texts import read_texts
 from toolchain.models.reader import resolve_model
+from toolchain.pipeline import auto
 from toolchain.pipeline.inputs import (
     CALIBRATION_FILE,
     EVALUATION_FILE,
@@ -21,7 +23,7 @@ from toolchain.pipeline.inputs import (
     text_identity,
     texts_identity,
 )
-from toolchain.pipeline.request import EngineRequest, make_request_plan
+from toolchain.pipeline.request import EngineRequest, find_request_space, make_request_plan
 from toolchain.pipeline.settings import build_settings, plan_settings, quantize_settings
 from toolchain.pipeline.stages import Stage, exclusive, refuse_foreign, run_stage
 from toolchain.plan.planner import require_clean
@@ -77,10 +79,12 @@ class _Run:
     progress: Progress
 
     def all(self) -> EngineResult:
+        searched = self._choose_formats()
         quantized = self._stage("quantize", self._quantize_settings, ("checkpoint",), self._quantize)
         bytes_identity = sha256_json(quantized["outputs"])
         source = {"checkpoint": bytes_identity, "model_identity": self.plan.model_identity}
         stages = {
+            **searched,
             "quantize": quantized,
             # Written after the checkpoint: a request that fails there leaves the engine of the last one whole.
             "plan": self._stage("plan", plan_settings(self.plan), ("plan.json",), self._write_plan),
@@ -104,6 +108,30 @@ class _Run:
         paths = tuple(self.directory / output for output in outputs)
         stage = Stage(name=name, settings=settings, outputs=paths, run=run)
         return run_stage(self.directory, stage, force=self.force, progress=self.progress)
+
+    def _choose_formats(self) -> dict[str, dict[str, Any]]:
+        """With ``--format auto``: measure, and go on with the plan that was kept."""
+        path = self.directory / auto.FILE
+        if not self.request.is_auto:
+            path.unlink(missing_ok=True)
+            return {}
+        space = find_request_space(self.request)
+        settings = auto.auto_settings(
+            self.request,
+            space,
+            self.plan,
+            model_files=self._model_files,
+            calibration_hash=self._calibration_hash,
+        )
+
+        def search() -> dict[str, Any]:
+            document = auto.run_search(self.request, space, self.progress)
+            self._write(auto.FILE, document)
+            return {key: document[key] for key in TOLD}
+
+        record = self._stage("auto", settings, (auto.FILE,), search)
+        self.plan = auto.outcome(space, path, self.progress)
+        return {"auto": record}
 
     def _unfinish(self) -> None:
         """Called before anything changes that engine.json describes: without it the directory is unfinished."""

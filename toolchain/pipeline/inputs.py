@@ -15,12 +15,12 @@ REMEMBERED_BYTES = 64 * 1024**2
 """The hash of a file at least this large is remembered by its size and time of change."""
 
 
-def model_files(directory: Path, memory: Path) -> dict[str, str]:
+def model_files(directory: Path, memory: Path | None) -> dict[str, str]:
     """File name -> SHA-256 of every file of the model that decides what is written.
 
     ``memory``: JSON file that keeps the hashes of large files between runs; hashing 100 GB takes a minute or more.
     """
-    known = _read_memory(memory)
+    known = _read_memory(memory) if memory else {}
     hashes: dict[str, str] = {}
     kept: dict[str, list[object]] = {}
     for path in sorted(directory.iterdir()):
@@ -34,7 +34,7 @@ def model_files(directory: Path, memory: Path) -> dict[str, str]:
         old = known.get(path.name)
         hashes[path.name] = str(old[-1]) if old and old[:-1] == key else sha256_file(path)
         kept[path.name] = [*key, hashes[path.name]]
-    if kept != known:
+    if memory and kept != known:
         atomic_write_json(memory, kept)
     return hashes
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from toolchain.auto.candidates import AUTO, METHODS, Auto
 from toolchain.core.errors import UsageError
 from toolchain.models.types import ModelInfo
 from toolchain.plan.policy import CUSTOM, PolicyOptions
 from toolchain.plan.types import SOURCE_DTYPE, Calibration, Plan, Serving
 from toolchain.recipes import is_recipe_file
+
+if TYPE_CHECKING:
+    from toolchain.auto.space import Space
 
 LEAST = {
     "calib_samples": 1,
@@ -41,6 +45,11 @@ class EngineRequest:
     model: str
     format: str | None = None
     """Required, except where a recipe file says it."""
+    bits: float | int | None = None
+    """Budget of ``--format auto``: most effective bits per parameter of the whole checkpoint."""
+    auto_formats: str | list | tuple = ""
+    """Candidates of ``--format auto``, as a list or separated by commas; empty: what the target runs best."""
+    auto_method: str = METHODS[0]
     policy: str | None = None
     attention: str = PolicyOptions.attention
     shared_experts: str = PolicyOptions.shared_experts
@@ -92,6 +101,22 @@ class EngineRequest:
             raise UsageError("; ".join(problems), hint="`toolchain engine --help` lists them", code="TC-007")
         if self.format is None and not is_recipe_file(self.recipe):
             raise UsageError("--format is missing", hint="for example --format nvfp4", code="TC-101")
+        if self.is_auto != (self.bits is not None) or (self.is_auto and is_recipe_file(self.recipe)):
+            raise UsageError(
+                f"--format {self.format} with --bits {self.bits} and --recipe {self.recipe}",
+                hint="--format auto and --bits go together, as in --format auto --bits 5.0, and with no recipe file",
+                code="TC-170",
+            )
+
+    @property
+    def is_auto(self) -> bool:
+        return self.format == AUTO
+
+    def auto(self) -> Auto:
+        """The search that ``--format auto`` asks for. UsageError TC-170 for values that make no sense."""
+        names = self.auto_formats.split(",") if isinstance(self.auto_formats, str) else self.auto_formats
+        formats = tuple(filter(None, (str(name).strip() for name in names)))
+        return Auto(bits=float(self.bits or 0), formats=formats, method=self.auto_method)
 
     def policy_options(self) -> PolicyOptions:
         """UsageError TC-158 for values that do not exist."""
@@ -101,6 +126,8 @@ class EngineRequest:
         """``<model>-<format>``, with target and GPU when the engine is not the local one."""
         base = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model
         name = base.replace("/", "--") + (f"-{self.format}" if self.format else "")
+        if self.is_auto:
+            name += "-".join([f"-{self.bits}", *self.auto().formats])
         name += f"-kv_{self.kv_cache}" if self.kv_cache != "none" else ""
         name += f"-{self.policy}" if self.policy else ""
         for option, value in self.policy_options().said.items():
@@ -140,27 +167,54 @@ class EngineRequest:
 
 
 def make_request_plan(request: EngineRequest) -> Plan:
-    """Read the model's headers and plan; violations are in ``plan.findings``."""
+    """Read the model's headers and plan; violations are in ``plan.findings``. Of ``--format auto``, which measures
+    first, the smallest plan that it could choose."""
     from toolchain.models.reader import read_model
-    from toolchain.plan.planner import DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN, make_plan
+    from toolchain.plan.planner import make_plan
+
+    if request.is_auto:
+        from toolchain.auto.outcome import preview
+
+        return preview(find_request_space(request))
+    info = read_model(request.model, trust_remote_code=request.trust_remote_code)
+    return make_plan(info, **_numbers(request, info), **_surroundings(request, info))
+
+
+def find_request_space(request: EngineRequest) -> Space:
+    """What ``--format auto`` searches. See ``toolchain.auto.space.find_space`` for what it raises."""
+    from toolchain.auto.space import find_space
+    from toolchain.models.reader import read_model
 
     info = read_model(request.model, trust_remote_code=request.trust_remote_code)
-    length, batch = request.max_seq_len, request.max_batch_size
-    return make_plan(
+    return find_space(
         info,
-        **_numbers(request, info),
-        gpu=request.gpu,
-        target=request.target,
-        target_version=request.trtllm_version,
-        serving=Serving(
+        request.auto(),
+        policy=request.policy,
+        policy_options=request.policy_options(),
+        recipe=request.recipe,
+        kv_cache=request.kv_cache,
+        **_surroundings(request, info),
+    )
+
+
+def _surroundings(request: EngineRequest, info: ModelInfo) -> dict[str, Any]:
+    """What a plan is made for, whatever the numbers are."""
+    from toolchain.plan.planner import DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN
+
+    length, batch = request.max_seq_len, request.max_batch_size
+    return {
+        "gpu": request.gpu,
+        "target": request.target,
+        "target_version": request.trtllm_version,
+        "serving": Serving(
             max_batch_size=DEFAULT_BATCH_SIZE if batch is None else batch,
             max_seq_len=min(DEFAULT_SEQ_LEN, info.max_position_embeddings) if length is None else length,
             tp=request.tp,
             ep=request.ep,
             pp=request.pp,
         ),
-        calibration=request.calibration(),
-    )
+        "calibration": request.calibration(),
+    }
 
 
 def _numbers(request: EngineRequest, info: ModelInfo) -> dict[str, Any]:

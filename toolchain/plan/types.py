@@ -130,6 +130,8 @@ class Plan:
     assignments: tuple[Assignment, ...] = field(repr=False)
     estimates: Estimates
     findings: tuple[Finding, ...] = ()
+    auto: dict[str, Any] | None = field(default=None, repr=False)
+    """How a search for mixed precision came to these formats (``toolchain.auto``); None where nothing was searched."""
     schema_version: int = SCHEMA_VERSION
 
     def format_of(self, family: Family, checkpoint_name: str) -> str:

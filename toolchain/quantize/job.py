@@ -143,6 +143,7 @@ def _calibrate(
         "format": plan.format,
         "policy": plan.policy,
         "recipe": plan.recipe,
+        **({"auto": plan.auto} if plan.auto else {}),
         "kv_cache": plan.kv_cache,
         "model": plan.model,
         "model_identity": plan.model_identity,

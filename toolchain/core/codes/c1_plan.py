@@ -143,4 +143,25 @@ CODES: dict[str, tuple[str, str]] = {
         "--attention and --shared-experts take default, bf16, fp8 or same; --lm-head bf16, fp8 or same; "
         "--protect-first and --protect-last count layers from 0.",
     ),
+    "TC-170": (
+        "Mixed precision was asked for in a way that cannot be searched",
+        "--format auto takes --bits, and candidates in --auto-formats that the target runs and loads together.",
+    ),
+    "TC-171": (
+        "The budget of bits cannot be reached",
+        "Bits count the whole checkpoint, unquantized parts and scales included: the finding names the least and the "
+        "most that the candidates make of this model.",
+    ),
+    "TC-172": (
+        "Mixed precision was not better than one format",
+        "On held-out text its KL was not lower beyond noise: the uniform format was kept. auto.json has the figures.",
+    ),
+    "TC-173": (
+        "The formats of an auto plan are chosen by measurement",
+        "A plan reads no weights: it shows the smallest choice. `toolchain quantize` and `toolchain engine` measure.",
+    ),
+    "TC-174": (
+        "auto.json does not belong to this request",
+        "It was written for another model, budget or set of candidates: delete it, or pass --force.",
+    ),
 }

@@ -40,6 +40,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The architecture cannot be walked layer by layer",
         "Sensitivity runs layers, final norm and output head one after the other; this model does more.",
     ),
+    "TC-225": (
+        "ModelOpt's auto_quantize scored other groups than there are",
+        "Its grouping of this architecture differs: --auto-method sensitivity does not depend on it.",
+    ),
     "TC-221": (
         "Experts saw too few calibration tokens, and --strict accepts none",
         "Nothing was written. More or more varied text, --min-tokens-per-expert with a larger --calib-max-samples, or "
