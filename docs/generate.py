@@ -54,12 +54,17 @@ def support() -> str:
             if row.target == "trtllm"
         }
         lines += [f"| TensorRT-LLM {version} | {' | '.join(GPUS)} |", f"|---|{'---|' * len(GPUS)}"]
+        nowhere = []
         for item in FORMATS:
             for model in ("moe", "dense"):
                 cells = [_cell(rows[item.name, model, gpu]) for gpu in GPUS]
+                if set(cells) == {"-"}:
+                    nowhere.append(f"{item.name} ({model})")
+                    continue
                 lines.append(
                     f"| {item.name} ({item.bits_per_weight():.2f} bits), {model} | {' | '.join(cells)} |"
                 )
+        lines += ["", f"On none of these GPUs: {', '.join(nowhere)}."]
         lines.append("")
     lines.append(
         "The word in a cell is the `moe_config.backend` that is written; *limited* runs with a note, `-` is refused at "
