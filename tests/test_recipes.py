@@ -162,6 +162,13 @@ def test_compensation_lowers_the_error_on_rounded_inputs_that_it_has_not_seen() 
         return float((rounded @ values.T - fresh @ weight.T).square().mean())
 
     assert loss(solved) < 0.9 * loss(weight)
+    few = InputStatistics()
+    for part in inputs[:160].split(40):
+        few.add(part, e2m1.fake_quantize(part, scale))
+    assert loss(compensate.compensated(weight, few)) < 1.01 * loss(weight)
+    none = InputStatistics()
+    none.add(inputs[:40], e2m1.fake_quantize(inputs[:40], scale))
+    assert torch.equal(compensate.compensated(weight, none), weight)
 
 
 def test_smoothquant_finds_an_alpha_that_beats_the_usual_one() -> None:
@@ -258,7 +265,12 @@ RECIPES = {
     "int4_awq": ("max", "awq+clip", "awq+clip+gptq"),
     "int4_gptq": ("gptq", "clip+gptq"),
     "w4a8_awq": ("awq+clip+gptq",),
-    "int8_sq": ("smoothquant",),
+    "int8_sq": ("smoothquant", "smoothquant+gptq"),
+    "int8_wo": ("gptq",),
+    "fp8": ("compensate+gptq",),
+    "fp8_block": ("compensate+gptq",),
+    "fp8_per_channel_per_token": ("gptq",),
+    "mxfp8": ("compensate+gptq",),
 }
 
 

@@ -24,8 +24,8 @@ class Calibrated:
     """[in_features]: factor on the input (AWQ, SmoothQuant). The weight handed to ``pack`` is already divided by it."""
 
     weight_scale: torch.Tensor | None = None
-    """[out, in/group] block scales as the format stores them, when a search has chosen them; None: from each block's
-    largest magnitude."""
+    """Scales of channels or blocks as the format stores them, when they are decided already; None: from the largest
+    magnitude of each."""
 
     def tensor_amax(self, weight: torch.Tensor) -> torch.Tensor:
         """``weight_amax``, or the weight's own, on its device; 1 for 0."""

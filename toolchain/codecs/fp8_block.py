@@ -34,7 +34,9 @@ class Fp8BlockCodec:
     format = FP8_BLOCK
 
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
-        scales = block_scales(weight)
+        scales = calibrated.weight_scale
+        if scales is None:
+            scales = block_scales(weight)
         return {"weight": fp8.divide(weight, spread(scales, weight.shape)), "weight_scale_inv": scales}
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

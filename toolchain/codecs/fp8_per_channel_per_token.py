@@ -15,7 +15,9 @@ class Fp8PerChannelPerTokenCodec:
     format = FP8_PER_CHANNEL_PER_TOKEN
 
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
-        scales = scales_of(weight.abs().amax(-1), fp8.E4M3_MAX)
+        scales = calibrated.weight_scale
+        if scales is None:
+            scales = scales_of(weight.abs().amax(-1), fp8.E4M3_MAX)
         return {"weight": fp8.divide(weight, scales.unsqueeze(-1)), "weight_scale": scales}
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

@@ -17,7 +17,9 @@ class Int8WoCodec:
     format = INT8_WO
 
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
-        scales = scales_of(weight.abs().amax(-1), INT8_MAX)
+        scales = calibrated.weight_scale
+        if scales is None:
+            scales = scales_of(weight.abs().amax(-1), INT8_MAX)
         codes = (weight / scales.unsqueeze(-1)).round_().clamp_(-128, 127).to(torch.int8)
         return {"weight": codes, "weight_scale": scales}
 

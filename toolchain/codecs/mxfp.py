@@ -34,8 +34,11 @@ class Mxfp8Codec:
     format = MXFP8
 
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
-        exponent = mx.exponents(weight, e2m1.E4M3_MAX)
-        return {"weight": mx.encode_fp8(weight, exponent), "weight_scale": mx.stored_scales(exponent)}
+        scales = calibrated.weight_scale
+        if scales is None:
+            scales = mx.stored_scales(mx.exponents(weight, e2m1.E4M3_MAX))
+        codes = mx.encode_fp8(weight, scales.float() - mx.BIAS)
+        return {"weight": codes, "weight_scale": scales}
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         return mx.decode(tensors["weight"].float(), tensors["weight_scale"], dtype)

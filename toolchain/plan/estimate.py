@@ -118,7 +118,7 @@ def quantize_memory(
 
 def _gram_bytes(info: ModelInfo, recipe: Recipe) -> int:
     """Of the layer with most of them: [K, K] float32 per matrix but the second of gate and up, and of q, k and v."""
-    matrices = 2 if recipe.on("target") else 1
+    matrices = 4 if recipe.on("target") else 1
     layers: dict[int | None, int] = defaultdict(int)
     for linear in info.linears:
         siblings = info.family.fused_siblings(linear.part.projection)

@@ -7,6 +7,7 @@ from toolchain.recipes.base import Ingredient
 NVFP4_WEIGHTS = ("nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
 INT4_WEIGHTS = ("int4_awq", "int4_gptq", "w4a8_awq")
 MX_WEIGHTS = ("mxfp4",)
+EIGHT_BITS = ("fp8", "fp8_block", "fp8_per_channel_per_token", "mxfp8", "int8_sq", "int8_wo")
 
 INGREDIENTS: tuple[Ingredient, ...] = (
     Ingredient(
@@ -27,7 +28,10 @@ INGREDIENTS: tuple[Ingredient, ...] = (
         name="compensate",
         title="aim at the weights that do best on the inputs they will really get: rounded, behind quantized ones",
         axis="target",
-        formats=(*INT4_WEIGHTS, *NVFP4_WEIGHTS, *MX_WEIGHTS),
+        # Not int8_sq: SmoothQuant changes how inputs are rounded after this has looked at it.
+        formats=tuple(
+            name for name in (*INT4_WEIGHTS, *NVFP4_WEIGHTS, *MX_WEIGHTS, *EIGHT_BITS) if name != "int8_sq"
+        ),
     ),
     Ingredient(
         name="mse",
@@ -70,7 +74,7 @@ INGREDIENTS: tuple[Ingredient, ...] = (
         name="gptq",
         title="round column by column and let later columns make up for the error",
         axis="rounding",
-        formats=(*INT4_WEIGHTS, *NVFP4_WEIGHTS, *MX_WEIGHTS),
+        formats=(*INT4_WEIGHTS, *NVFP4_WEIGHTS, *MX_WEIGHTS, *EIGHT_BITS),
         source="GPTQ, arXiv 2210.17323",
     ),
     Ingredient(

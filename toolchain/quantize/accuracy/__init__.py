@@ -78,7 +78,7 @@ class _Work:
         """Choose for the groups of one layer, part by part: a later part sees what was chosen for an earlier one."""
         undecided = {path for part in parts for group in part for path in group.paths}
         for part in parts:
-            for batch in _batches(self.model, part):
+            for batch in _batches(self.model, part, 4 if walk.before is not None else 1):
                 wanted = [group for group in batch if self.recipe.for_format(group.format).needs_gram]
                 with _plain_weights(self.model, undecided):
                     observe(self.model, wanted, walk)
@@ -133,12 +133,12 @@ def _plain_weights(model: nn.Module, paths: set[str]) -> Iterator[None]:
             quantizer.enable()
 
 
-def _batches(model: nn.Module, groups: list[Group]) -> list[list[Group]]:
-    """Groups whose Gram matrices fit into ``GRAM_BUDGET_BYTES`` together."""
+def _batches(model: nn.Module, groups: list[Group], matrices: int) -> list[list[Group]]:
+    """Groups whose products (``matrices`` per input) fit into ``GRAM_BUDGET_BYTES`` together."""
     batches: list[list[Group]] = [[]]
     used = 0
     for group in groups:
-        size = 4 * int(model.get_submodule(group.paths[0]).in_features) ** 2
+        size = 4 * matrices * int(model.get_submodule(group.paths[0]).in_features) ** 2
         if batches[-1] and used + size > GRAM_BUDGET_BYTES:
             batches.append([])
             used = 0

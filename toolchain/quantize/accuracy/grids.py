@@ -9,6 +9,7 @@ import torch
 
 from toolchain.codecs import e2m1, int4_awq, mx
 from toolchain.formats import get_format
+from toolchain.quantize.accuracy import grids8
 
 WINDOW = (0, 1, 2, 3, 4, 5, -1, -2)
 """E4M3 codes around amax/6, likeliest first: a simulation over Gaussian, Laplace and t4 weights found the least squared
@@ -24,16 +25,19 @@ class Grid(Protocol):
     """Elements of in_features under one scale."""
 
     def base(self, weight: torch.Tensor) -> torch.Tensor:
-        """[N, K] -> scales [N, K/group] as stored, from the largest magnitude."""
+        """[N, K] of one Linear -> scales [N, ceil(K/group)], from the largest magnitude."""
 
     def factors(self, scales: torch.Tensor) -> torch.Tensor:
-        """Stored scales -> float32 factor of one element step."""
+        """Scales -> float32 factor of one element step."""
+
+    def stored(self, scales: torch.Tensor) -> torch.Tensor | None:
+        """Scales of one Linear as its codec takes them; None where they follow from the amax alone."""
 
     def round(self, scaled: torch.Tensor) -> torch.Tensor:
         """Unscaled float32 values -> the nearest that the elements hold, as a new tensor."""
 
     def candidates(self, weight: torch.Tensor, method: str) -> Iterator[torch.Tensor]:
-        """Stored scales [N, K/group] to try for ``method``, the plain ones first."""
+        """Scales [N, K/group] to try for ``method``, the plain ones first."""
 
 
 class Nvfp4Grid:
@@ -45,6 +49,9 @@ class Nvfp4Grid:
 
     def factors(self, scales: torch.Tensor) -> torch.Tensor:
         return scales.float() * self.scale_2
+
+    def stored(self, scales: torch.Tensor) -> torch.Tensor | None:
+        return scales
 
     def round(self, scaled: torch.Tensor) -> torch.Tensor:
         return e2m1.round_values(scaled)
@@ -72,6 +79,9 @@ class Int4Grid:
     def factors(self, scales: torch.Tensor) -> torch.Tensor:
         return scales
 
+    def stored(self, scales: torch.Tensor) -> torch.Tensor | None:
+        return scales
+
     def round(self, scaled: torch.Tensor) -> torch.Tensor:
         return scaled.round().clamp_(-8, 7)
 
@@ -90,6 +100,9 @@ class Mxfp4Grid:
     def factors(self, scales: torch.Tensor) -> torch.Tensor:
         return mx.factors(scales)
 
+    def stored(self, scales: torch.Tensor) -> torch.Tensor | None:
+        return scales
+
     def round(self, scaled: torch.Tensor) -> torch.Tensor:
         return e2m1.round_values(scaled)
 
@@ -100,9 +113,9 @@ class Mxfp4Grid:
         yield torch.where(base > 0, base - 1, base)
 
 
-def grid_of(format_name: str, weight_amax: torch.Tensor) -> Grid | None:
-    """The grid of a format's weights; ``weight_amax`` (float32 scalar) is that of all fused siblings. None: one scale
-    per tensor or channel, with nothing to choose."""
+def grid_of(format_name: str, weight_amax: torch.Tensor, width: int) -> Grid:
+    """The grid of a format's weights; ``weight_amax`` (float32 scalar) is that of all fused siblings, ``width`` their
+    in_features."""
     group = get_format(format_name).group_size
     if format_name in ("nvfp4", "w4a16_nvfp4"):
         return Nvfp4Grid(e2m1.global_scale(weight_amax))
@@ -110,4 +123,15 @@ def grid_of(format_name: str, weight_amax: torch.Tensor) -> Grid | None:
         return Nvfp4Grid(e2m1.global_scale_fp8(weight_amax), group or e2m1.BLOCK)
     if format_name in ("int4_awq", "int4_gptq", "w4a8_awq"):
         return Int4Grid()
-    return Mxfp4Grid() if format_name == "mxfp4" else None
+    if format_name in ("int8_sq", "int8_wo"):
+        return grids8.Int8Grid(width)
+    if format_name == "fp8":
+        return grids8.Fp8TensorGrid(weight_amax, width)
+    if format_name == "fp8_per_channel_per_token":
+        return grids8.Fp8ChannelGrid(width)
+    others: dict[str, Grid] = {
+        "fp8_block": grids8.Fp8BlockGrid(),
+        "mxfp4": Mxfp4Grid(),
+        "mxfp8": grids8.Mxfp8Grid(),
+    }
+    return others[format_name]

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+
+@dataclass
+class Products:
+    """Second moments over some of the tokens."""
+
+    gram: torch.Tensor | None = None
+    """[K, K] sum of x~^T x~, float32."""
+    cross: torch.Tensor | None = None
+    """[K, K] sum of x^T x~, float32; None where x~ is x."""
+
+    def add(self, rows: torch.Tensor, shipped: torch.Tensor | None) -> None:
+        other = rows if shipped is None else shipped
+        self.gram = _plus(self.gram, other.T @ other)
+        if shipped is not None:
+            self.cross = _plus(self.cross, rows.T @ other)
+
+    def rescale(self, factor: torch.Tensor) -> None:
+        if self.gram is not None:
+            self.gram = self.gram * factor * factor.unsqueeze(-1)
+        if self.cross is not None:
+            self.cross = self.cross * factor * factor.unsqueeze(-1)
 
 
 @dataclass
@@ -17,13 +39,19 @@ class InputStatistics:
     """[K] sum of |x|, float32."""
     largest: torch.Tensor | None = None
     """[K] largest |x|, float32."""
-    gram: torch.Tensor | None = None
-    """[K, K] sum of x~^T x~, float32."""
-    cross: torch.Tensor | None = None
-    """[K, K] sum of x^T x~, float32; None where x~ is x."""
+    halves: tuple[Products, Products] = field(default_factory=lambda: (Products(), Products()))
+    """Tokens of every other batch each, where x~ differs from x: what one half suggests is tested on the other. All of
+    them in the first where it does not."""
+    _batches: int = 0
+
+    @property
+    def gram(self) -> torch.Tensor | None:
+        """[K, K] sum of x~^T x~ over all tokens; None when there were none."""
+        found = [half.gram for half in self.halves if half.gram is not None]
+        return found[0] + found[1] if len(found) == 2 else (found[0] if found else None)
 
     def add(self, x: torch.Tensor, shipped: torch.Tensor | None = None) -> None:
-        """Add [..., K] activations, with x~ for the same tokens if it differs."""
+        """Add one batch of [..., K] activations, with x~ for the same tokens if it differs."""
         rows = x.detach().flatten(0, -2).float()
         if not len(rows):
             return
@@ -32,23 +60,21 @@ class InputStatistics:
         self.absolute = _plus(self.absolute, magnitude.sum(0))
         peak = magnitude.amax(0)
         self.largest = peak if self.largest is None else torch.maximum(self.largest, peak)
-        other = rows if shipped is None else shipped.detach().flatten(0, -2).float()
-        self.gram = _plus(self.gram, other.T @ other)
         if shipped is not None:
-            self.cross = _plus(self.cross, rows.T @ other)
+            shipped = shipped.detach().flatten(0, -2).float()
+            self._batches += 1
+        self.halves[self._batches % 2].add(rows, shipped)
 
     def rescale(self, factor: torch.Tensor) -> None:
         """The input is multiplied by ``factor`` [K] from now on."""
         if self.absolute is not None and self.largest is not None:
             self.absolute, self.largest = self.absolute * factor, self.largest * factor
-        if self.gram is not None:
-            self.gram = self.gram * factor * factor.unsqueeze(-1)
-        if self.cross is not None:
-            self.cross = self.cross * factor * factor.unsqueeze(-1)
+        for half in self.halves:
+            half.rescale(factor)
 
     def forget_products(self) -> None:
         """Free the matrices; counts and magnitudes stay."""
-        self.gram = self.cross = None
+        self.halves = (Products(), Products())
 
 
 def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:

@@ -30,18 +30,16 @@ def choose(model: nn.Module, group: Group, recipe: Recipe) -> dict[str, dict[str
     """Module path -> tensors as stored, for the modules of ``group``. Their weights become what the tensors hold."""
     modules: list[Any] = [model.get_submodule(path) for path in group.paths]
     amax = torch.stack([_weight_amax(module) for module in modules]).amax()
-    grid = grid_of(group.format, amax)
-    if grid is None:
-        return {}
     weight = torch.cat([module.weight.float() for module in modules])
-    values, scales = _values_and_scales(weight, grid, group, recipe)
+    grid = grid_of(group.format, amax, weight.shape[1])
     rows = [len(module.weight) for module in modules]
+    values, scales = _values_and_scales(weight, rows, grid, group, recipe)
     codec, packed = get_codec(group.format), {}
     for path, module, part, scale in zip(
         group.paths, modules, values.split(rows), scales.split(rows), strict=True
     ):
         found = calibrated_scales.calibrated(module, path, needs_input=codec.format.has_input_scale)
-        found = replace(found, weight_amax=amax, weight_scale=scale)
+        found = replace(found, weight_amax=amax, weight_scale=grid.stored(scale))
         packed[path] = codec.pack(part, found)
         module.weight.data = codec.unpack(packed[path], module.weight.dtype)
         module.weight_quantizer.disable()
@@ -49,26 +47,26 @@ def choose(model: nn.Module, group: Group, recipe: Recipe) -> dict[str, dict[str
 
 
 def _values_and_scales(
-    weight: torch.Tensor, grid: Grid, group: Group, recipe: Recipe
+    weight: torch.Tensor, rows: list[int], grid: Grid, group: Group, recipe: Recipe
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N, K] -> (values to encode, stored scales). Without tokens the nearest that weights alone can decide."""
+    """[N, K] -> (values to encode, scales). ``rows``: of each Linear. Without tokens what weights alone decide."""
     statistics, method, hessian = group.statistics, recipe.on("scales"), None
-    seen = statistics.gram is not None
-    if recipe.on("target") and seen:
+    gram = statistics.gram
+    if recipe.on("target") and gram is not None:
         weight = compensate.compensated(weight, statistics)
     if method in WITHOUT_DATA:
-        if seen:
-            hessian = block_hessian(statistics.gram, grid.group)
+        if gram is not None:
+            hessian = block_hessian(gram, grid.group)
         else:
             method = WITHOUT_DATA[method]
-    chosen = (
-        choose_scales(weight, grid, method, hessian) if method not in (None, "max") else grid.base(weight)
-    )
-    if not recipe.on("rounding") or not seen:
+    if method in (None, "max"):
+        chosen = torch.cat([grid.base(part) for part in weight.split(rows)])
+    else:
+        chosen = choose_scales(weight, grid, method, hessian)
+    if not recipe.on("rounding") or gram is None:
         return weight, chosen
-    factors = grid.factors(chosen).repeat_interleave(grid.group, dim=-1)
-    gram = statistics.gram / statistics.tokens  # type: ignore[operator]
-    return gptq.solve(weight, factors, gram, grid.round), chosen
+    factors = grid.factors(chosen).repeat_interleave(grid.group, dim=-1)[:, : weight.shape[1]]
+    return gptq.solve(weight, factors, gram / statistics.tokens, grid.round), chosen
 
 
 def _weight_amax(module: Any) -> torch.Tensor:
