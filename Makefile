@@ -1,5 +1,5 @@
 # `make engine` and `make test` need nothing but Python >= 3.11, make and a package index.
-#   make engine [MODEL=dir-or-hub-id] [FORMAT=nvfp4|fp8|int4_awq] [GPU=cpu|h100|b200...] [TARGET=local|trtllm] [ARGS='--tp 4']
+#   make engine [MODEL=dir-or-hub-id] [FORMAT=nvfp4|fp8|int4_awq...] [GPU=cpu|h100|b200...] [TARGET=local|trtllm] [ARGS='--tp 4']
 # Without MODEL the demo MoE is trained first (build/demo-moe) and used.
 
 PYTHON ?= python3
