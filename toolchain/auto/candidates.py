@@ -15,10 +15,10 @@ from toolchain.formats import get_format, same_stored
 from toolchain.formats.base import Format
 from toolchain.models.types import ModelInfo
 from toolchain.plan.planner import PlanRefused
-from toolchain.plan.types import SOURCE_DTYPE, Plan
+from toolchain.plan.types import SOURCE_DTYPE
 from toolchain.recipes import MAX
 from toolchain.targets import get_target, parse_version
-from toolchain.targets.base import PartKind
+from toolchain.targets.base import PartKind, Target
 from toolchain.targets.support import check_mixed, check_parts
 
 AUTO = "auto"
@@ -26,7 +26,7 @@ MIXED = "mixed"
 METHODS = ("sensitivity", "gradient", "kl_div")
 """How damage is scored: our own KL of each group, or ModelOpt's ``auto_quantize`` with either of its methods."""
 DEFAULT_FORMATS = (("nvfp4", "fp8"), ("int4_awq", "fp8"), ("nvfp4",), ("int4_awq",), ("fp8",))
-"""Candidates where none are named: the first set whose formats the target runs, natively, for every part."""
+"""Candidates where none are named: the first set that the target runs for every part, in one checkpoint."""
 SOURCE_NAMES = (SOURCE_DTYPE, "bf16")
 
 
@@ -42,10 +42,16 @@ class Auto:
 
     def __post_init__(self) -> None:
         if not 0 < self.bits < 32:
-            raise UsageError(f"--bits is {self.bits}, expected bits per parameter such as 5.0", code="TC-170")
+            raise UsageError(
+                f"--bits is {self.bits}, expected bits per parameter",
+                hint="such as --bits 5.0; `toolchain plan` shows what can be reached",
+                code="TC-170",
+            )
         if self.method not in METHODS:
             raise UsageError(
-                f"unknown --auto-method {self.method!r}; known: {', '.join(METHODS)}", code="TC-170"
+                f"unknown --auto-method {self.method!r}; known: {', '.join(METHODS)}",
+                hint="`toolchain quantize --help` describes them",
+                code="TC-170",
             )
 
 
@@ -71,10 +77,12 @@ def candidate_formats(info: ModelInfo, auto: Auto, arguments: dict[str, Any]) ->
 
 def _default_formats(info: ModelInfo, arguments: dict[str, Any]) -> tuple[Format, ...]:
     kinds: tuple[PartKind, ...] = ("moe", "dense") if info.is_moe else ("dense",)
+    alone = bool(_mixing(info, *_runner(arguments)))
     for names in DEFAULT_FORMATS:
         found = tuple(get_format(name) for name in names)
         pairs = tuple((item, kind) for item in found for kind in kinds)
-        if not _support(arguments, pairs) and not any(info.family.refusal(name) for name in names):
+        refused = _support(arguments, pairs) or any(info.family.refusal(name) for name in names)
+        if not refused and not (alone and len(found) > 1):
             return found
     return tuple(get_format(name) for name in DEFAULT_FORMATS[0])
 
@@ -107,18 +115,26 @@ def unsupported(
 
 
 def _support(arguments: dict[str, Any], parts: tuple[tuple[Format, PartKind], ...]) -> list[Finding]:
-    target = get_target(arguments.get("target", "local"))
-    version = str(parse_version(arguments.get("target_version") or target.default_version))
+    target, version = _runner(arguments)
     return errors(check_parts(target, version, get_gpu(arguments.get("gpu", "cpu")), parts))
 
 
-def refuse_mixing(info: ModelInfo, base: Plan) -> None:
-    found = errors(
-        list(check_mixed(get_target(base.target), base.target_version, info.family.name, is_moe=info.is_moe))
-    )
+def _runner(arguments: dict[str, Any]) -> tuple[Target, str]:
+    target = get_target(arguments.get("target", "local"))
+    return target, str(parse_version(arguments.get("target_version") or target.default_version))
+
+
+def _mixing(info: ModelInfo, target: Target, version: str) -> list[Finding]:
+    return errors(list(check_mixed(target, version, info.family.name, is_moe=info.is_moe)))
+
+
+def refuse_mixing(info: ModelInfo, arguments: dict[str, Any]) -> None:
+    """PlanRefused when the target loads only one format (beside the source dtype) in a checkpoint of this family."""
+    target, version = _runner(arguments)
+    found = _mixing(info, target, version)
     if found:
         raise PlanRefused(
-            f"{base.target} {base.target_version} does not load several formats in one {info.family.name}",
+            f"{target.name} {version} does not load several formats in one {info.family.name}",
             tuple(found),
             hint="name one format in --auto-formats (beside the source dtype), or use another target or release",
             code="TC-170",

@@ -62,7 +62,7 @@ def modelopt_scores(
             quantization_formats=configs,
             data_loader=batches,
             forward_step=_forward(space.auto.method),
-            loss_func=_loss,
+            loss_func=_loss if space.auto.method == "gradient" else None,
             disabled_layers=_disabled(model, space),
             num_calib_steps=len(batches),
             num_score_steps=len(batches),

@@ -115,7 +115,7 @@ def find_space(info: ModelInfo, auto: Auto, **arguments: Any) -> Space:
             code="TC-170",
         )
     if len(found) > 1:
-        refuse_mixing(info, base)
+        refuse_mixing(info, arguments)
     options = _weigh(info, main, groups, allowed, arguments)
     least = _plan(info, main, groups, {name: next(iter(sizes)) for name, sizes in options.items()}, arguments)
     fixed = least.estimates.checkpoint_bytes - sum(next(iter(sizes.values())) for sizes in options.values())

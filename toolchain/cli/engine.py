@@ -114,6 +114,7 @@ def _summary(result: Any) -> str:
         ("target", f"{manifest['target']} {manifest['target_version']} on {manifest['gpu']}"),
         ("size", f"{size(figures.source_bytes)} -> {size(figures.checkpoint_bytes)}"),
         ("effective bits", f"{figures.effective_bits:.2f}"),
+        *([("auto", _auto(result.plan.auto))] if result.plan.auto else []),
     ]
     if metrics.get("measured"):
         rows += [
@@ -136,6 +137,10 @@ def _summary(result: Any) -> str:
         ("next", _next(result)),
     ]
     return facts(rows)
+
+
+def _auto(found: dict[str, Any]) -> str:
+    return f"at most {found['bits']:g} bits: {found['verdict']['kept']} kept, {found['verdict']['reason']}"
 
 
 def _next(result: Any) -> str:

@@ -18,7 +18,7 @@ def render_plan(plan: Plan) -> str:
             ("target", f"{plan.target} {plan.target_version} on {plan.gpu}".strip()),
             ("parameters", f"{figures.parameters:,} ({figures.active_parameters:,} per token)"),
             ("checkpoint", f"{size(figures.source_bytes)} -> {size(figures.checkpoint_bytes)}"),
-            ("effective bits", f"{figures.effective_bits:.2f} per parameter"),
+            ("effective bits", f"{figures.effective_bits:.2f} per parameter{_budget(plan)}"),
             ("per GPU", _per_gpu(plan)),
             ("to quantize", f"{size(figures.quantize_memory_bytes)}, about {figures.quantize_seconds:.0f} s"),
             ("basis", figures.basis),
@@ -36,6 +36,14 @@ def _policy(plan: Plan) -> str:
     said = [f"{name.replace('_', '-')} {value}" for name, value in plan.policy_options.said.items()]
     formats = "no format" if not plan.formats else ", ".join(plan.formats)
     return f"{', '.join([plan.policy, *said])}: {formats} and the source dtype"
+
+
+def _budget(plan: Plan) -> str:
+    """What a search for mixed precision was asked for, and what came of it."""
+    if plan.auto is None:
+        return ""
+    verdict = plan.auto["verdict"]
+    return f" (auto, at most {plan.auto['bits']:g}{': ' + verdict['kept'] + ' kept' if verdict else ''})"
 
 
 def _per_gpu(plan: Plan) -> str:

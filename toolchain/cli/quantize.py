@@ -84,7 +84,11 @@ def command(
         [
             ("checkpoint", output),
             ("tensors", size(manifest["tensor_bytes"])),
-            *([("auto", plan.auto["verdict"]["reason"])] if plan.auto else []),
+            *(
+                [("auto", f"{plan.auto['verdict']['kept']} kept, {plan.auto['verdict']['reason']}")]
+                if plan.auto
+                else []
+            ),
             ("calibration", _calibration(manifest["calibration"])),
             ("expert coverage", render_coverage(manifest)),
             ("seconds", manifest["seconds"]),
