@@ -2,7 +2,9 @@
 
 s = largest|x|**alpha / largest|w|**(1 - alpha) per channel (arXiv 2211.10438; the usual alpha is 0.5). Both errors
 follow from sums over the tokens: rounding x / s to steps of d = max|x / s| / 127 adds d**2 / 12 per channel, weighted
-by the columns of W s, and rounding W s per output channel adds trace(D H D^T).
+by the columns of W s, and rounding W s per output channel adds trace(D H D^T). A large alpha makes all channels reach
+the end of the range, so that any new token may exceed it in many: what one half of the tokens would clip under the
+ranges of the other half is added.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def search(weights: list[torch.Tensor], statistics: InputStatistics) -> tuple[to
         step = (act / scale).max() / INT8_MAX
         error = weight - _rounded(scaled) / scale
         rounding = statistics.tokens * step**2 / 12 * scaled.square().sum()
-        loss = float((error @ statistics.gram * error).sum() + rounding)
+        clipping = _clipped(weight, statistics.peaks, columns, alpha)
+        loss = float((error @ statistics.gram * error).sum() + rounding + clipping)
         if loss < best_loss:
             best_loss, best_scale, best_alpha = loss, scale, alpha
     return best_scale, best_alpha
@@ -37,6 +40,20 @@ def search(weights: list[torch.Tensor], statistics: InputStatistics) -> tuple[to
 def _rounded(weight: torch.Tensor) -> torch.Tensor:
     codec = get_codec("int8_wo")
     return codec.unpack(codec.pack(weight, Calibrated()), torch.float32)
+
+
+def _clipped(
+    weight: torch.Tensor, peaks: list[torch.Tensor | None], columns: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """Squared output error if one token per channel reached the peak of the other half; 0 when there is one token."""
+    total = weight.new_zeros(())
+    for mine, other in zip(peaks, reversed(peaks), strict=True):
+        if mine is None or other is None:
+            return total
+        scale = _scale(mine, columns, alpha)
+        beyond = (other / scale - (mine / scale).max()).clamp(min=0)
+        total += (beyond.square() * (weight * scale).square().sum(0)).sum()
+    return total
 
 
 def _scale(act: torch.Tensor, columns: torch.Tensor, alpha: float) -> torch.Tensor:

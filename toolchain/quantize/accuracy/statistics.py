@@ -37,12 +37,18 @@ class InputStatistics:
     tokens: int = 0
     absolute: torch.Tensor | None = None
     """[K] sum of |x|, float32."""
-    largest: torch.Tensor | None = None
-    """[K] largest |x|, float32."""
+    peaks: list[torch.Tensor | None] = field(default_factory=lambda: [None, None])
+    """[K] largest |x| of the first and of the second half of every batch, float32: how far one half of the tokens
+    exceeds the other tells how far new tokens will."""
     halves: tuple[Products, Products] = field(default_factory=lambda: (Products(), Products()))
-    """Tokens of every other batch each, where x~ differs from x: what one half suggests is tested on the other. All of
-    them in the first where it does not."""
-    _batches: int = 0
+    """The first and the second half of every batch, where x~ differs from x: what one half of the tokens suggests is
+    tested on the other. All of them in the first where it does not."""
+
+    @property
+    def largest(self) -> torch.Tensor | None:
+        """[K] largest |x|, float32; None when there were no tokens."""
+        found = [peak for peak in self.peaks if peak is not None]
+        return torch.stack(found).amax(0) if found else None
 
     @property
     def gram(self) -> torch.Tensor | None:
@@ -58,17 +64,26 @@ class InputStatistics:
         self.tokens += len(rows)
         magnitude = rows.abs()
         self.absolute = _plus(self.absolute, magnitude.sum(0))
-        peak = magnitude.amax(0)
-        self.largest = peak if self.largest is None else torch.maximum(self.largest, peak)
-        if shipped is not None:
-            shipped = shipped.detach().flatten(0, -2).float()
-            self._batches += 1
-        self.halves[self._batches % 2].add(rows, shipped)
+        middle = len(rows) // 2
+        for half, part in enumerate((magnitude[:middle], magnitude[middle:])):
+            if len(part):
+                self._add_peak(half, part.amax(0))
+        if shipped is None:
+            self.halves[0].add(rows, None)
+            return
+        other = shipped.detach().flatten(0, -2).float()
+        self.halves[0].add(rows[:middle], other[:middle])
+        self.halves[1].add(rows[middle:], other[middle:])
+
+    def _add_peak(self, half: int, peak: torch.Tensor) -> None:
+        known = self.peaks[half]
+        self.peaks[half] = peak if known is None else torch.maximum(known, peak)
 
     def rescale(self, factor: torch.Tensor) -> None:
         """The input is multiplied by ``factor`` [K] from now on."""
-        if self.absolute is not None and self.largest is not None:
-            self.absolute, self.largest = self.absolute * factor, self.largest * factor
+        if self.absolute is not None:
+            self.absolute = self.absolute * factor
+        self.peaks = [None if peak is None else peak * factor for peak in self.peaks]
         for half in self.halves:
             half.rescale(factor)
 
