@@ -121,8 +121,26 @@ METHODS: tuple[Method, ...] = (
     *_peer("default", "int4_awq", scheme="W4A16", modifier="awq"),
     # Ours. One line per recipe: a string of ingredients joined by +.
     *_ours("max", "nvfp4"),
+    *_ours("mse", "nvfp4", both=False),
+    *_ours("four_over_six", "nvfp4", both=False),
+    *_ours("local_hessian", "nvfp4", both=False),
+    *_ours("gptq", "nvfp4", both=False),
+    *_ours("compensate+gptq", "nvfp4"),
+    *_ours("compensate+local_hessian+gptq", "nvfp4"),
+    *_ours("max", "w4a16_nvfp4", calibrated=False, both=False),
+    *_ours("window", "w4a16_nvfp4", calibrated=False, both=False),
+    *_ours("mse", "w4a16_nvfp4", calibrated=False, both=False),
+    *_ours("gptq", "w4a16_nvfp4", both=False),
+    *_ours("local_hessian+gptq", "w4a16_nvfp4"),
+    *_ours("compensate+local_hessian+gptq", "w4a16_nvfp4"),
     *_ours("max", "fp8"),
+    *_ours("gptq", "fp8", both=False),
+    *_ours("compensate+gptq", "fp8"),
+    *_ours("max", "fp8_per_channel_per_token", calibrated=False, both=False),
+    *_ours("compensate+gptq", "fp8_per_channel_per_token", both=False),
     *_ours("awq", "int4_awq"),
+    *_ours("awq+clip+gptq", "int4_awq"),
+    *_ours("compensate+clip+gptq", "int4_awq", both=False),
 )
 BY_NAME = {method.name: method for method in METHODS}
 REFERENCES = {"ModelOpt": "modelopt-{format}-default", "llm-compressor": "llmcompressor-{format}-default"}
