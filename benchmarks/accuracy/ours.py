@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.accuracy.data import LENGTH, SAMPLES, calibration_tokens, tokens_hash
 from benchmarks.accuracy.judge import judge
-from benchmarks.accuracy.methods import Method
+from benchmarks.accuracy.methods import EXPERTS, Method
 from benchmarks.accuracy.places import MODELS
 from benchmarks.accuracy.stored import describe_stored
 
@@ -24,6 +24,9 @@ def run(model: str, method: Method, seed: int, scratch: Path) -> dict[str, Any]:
         "model": str(MODELS / model),
         "format": method.format,
         "policy": method.policy,
+        # The layers that the peers quantize: our defaults protect lead dense layers and give shared experts FP8.
+        "protect_first": 0,
+        "shared_experts": "bf16" if method.policy == EXPERTS else "same",
         "calib_samples": SAMPLES,
         "calib_length": LENGTH,
         "seed": seed,
