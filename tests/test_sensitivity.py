@@ -107,7 +107,7 @@ def test_bits_saved_add_up_to_what_the_plan_says(tiny: Tiny) -> None:
     assert left == pytest.approx(plan.estimates.effective_bits, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["llama", "minimax", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["llama", "minimax", "gpt_oss", "llama4_text"])
 def test_every_group_of_every_kind_of_decoder_is_measured(tiny: Tiny, kind: str) -> None:
     plan = plan_for(tiny(kind), "nvfp4", policy="all-linear")
     groups = list(quantized_groups(read_model(str(tiny(kind))), plan))

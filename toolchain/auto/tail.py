@@ -21,6 +21,18 @@ ROWS = 256
 """Positions whose distributions are held in float64 at a time."""
 
 
+@torch.no_grad()
+def head_inputs(model: Any, batch: torch.Tensor) -> torch.Tensor:
+    """What the output head gets for ``batch`` [B, T]: hidden states [B, T, H] behind the final norm."""
+    found: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    try:
+        model(input_ids=batch, use_cache=False)
+    finally:
+        hook.remove()
+    return found[0]
+
+
 class Baseline:
     """Next-token distributions of the unquantized model on the held-out windows, as hidden states and a head."""
 
@@ -56,10 +68,9 @@ class Tail:
         self._arguments: dict[tuple[int, torch.Size], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._at = 0
         self._first: list[torch.Tensor] = []
-        own = [self._enter(model, batch) for batch in batches]
-        self._hidden = self._first
         _refuse_other_heads(model, self._norm, self._head)
-        self.baseline = Baseline([output.detach() for output in own], self._head)
+        self.baseline = Baseline([self._enter(model, batch) for batch in batches], self._head)
+        self._hidden = self._first
         self._refuse_other_ways(model, batches[0])
 
     def __len__(self) -> int:
@@ -109,11 +120,10 @@ class Tail:
             for index, layer in enumerate(self._layers)
         ]
         try:
-            output: torch.Tensor = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+            return head_inputs(model, batch)
         finally:
             for hook in hooks:
                 hook.remove()
-        return output
 
     @torch.no_grad()
     def _refuse_other_ways(self, model: Any, batch: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from toolchain.auto.candidates import MIXED
 from toolchain.auto.sensitivity import standard_error
-from toolchain.auto.tail import Baseline
+from toolchain.auto.tail import Baseline, head_inputs
 from toolchain.core.progress import Progress
 from toolchain.evaluate.perplexity import vocab_size_of
 from toolchain.evaluate.windows import fitting_batch_size
@@ -79,9 +79,7 @@ def measure_plans(
         resolve_model(first.model), device=target, dtype=dtype, trust_remote_code=trust_remote_code
     )
     batches = windows.to(target).split(fitting_batch_size(windows.shape[1], vocab_size_of(model)))
-    with torch.no_grad():
-        hidden = [model.base_model(input_ids=batch, use_cache=False).last_hidden_state for batch in batches]
-    baseline = Baseline(hidden, model.get_output_embeddings())
+    baseline = Baseline([head_inputs(model, batch) for batch in batches], model.get_output_embeddings())
     del model
     found = {}
     for name, plan in plans.items():
