@@ -20,7 +20,7 @@ from toolchain.auto.held_out import held_out
 from toolchain.auto.knapsack import solve
 from toolchain.auto.modelopt import modelopt_scores
 from toolchain.auto.outcome import plan_of
-from toolchain.auto.search import TOKENS, search
+from toolchain.auto.search import search
 from toolchain.auto.space import Space, find_space
 from toolchain.auto.verdict import judge
 from toolchain.checkpoint.audit import audit
@@ -108,8 +108,27 @@ def test_bytes_of_any_choice_are_those_of_its_plan(tiny: Tiny, kind: str) -> Non
         chosen = {name: chance.choice(list(sizes)) for name, sizes in space.options.items()}
         plan = space.plan(chosen)
         assert not [item for item in plan.findings if item.severity == "error"]
-        total = space.fixed_bytes + sum(space.options[name][format] for name, format in chosen.items())
+        total = space.fixed_cost + sum(space.options[name][format] for name, format in chosen.items())
         assert plan.estimates.checkpoint_bytes == total
+        assert plan.estimates.effective_bits == space.bits_of(chosen) == space.bits_of_plan(plan)
+
+
+def test_active_bits_count_experts_by_the_share_that_a_token_uses(tiny: Tiny) -> None:
+    """By hand: two of four experts per token, everything else once, per parameter that a token uses."""
+    info = read_model(str(tiny("qwen3_moe")))
+    space = find_space(
+        info, Auto(bits=9.0, formats=("nvfp4", "fp8"), cost="active_moe"), calibration=CALIBRATION
+    )
+    chosen = space.smallest() | {"0.routed_expert": "fp8"}
+    plan = space.plan(chosen)
+    sizes = dict.fromkeys(("routed_expert", "rest"), 0)
+    for item in plan.assignments:
+        sizes["routed_expert" if item.role == "routed_expert" else "rest"] += item.planned_bytes
+    active = sizes["routed_expert"] / 2 + sizes["rest"]
+    expected = active * 8 / plan.estimates.active_parameters
+    assert space.bits_of(chosen) == pytest.approx(expected, rel=1e-12)
+    assert space.bits_of_plan(plan) == pytest.approx(expected, rel=1e-12)
+    assert space.least_bits > space_of(tiny("qwen3_moe")).least_bits  # what is not quantized weighs more
 
 
 def test_the_planted_layer_gets_the_wider_format(found: dict[str, Any]) -> None:
@@ -383,4 +402,17 @@ def test_a_record_of_another_request_is_refused(planted: Path, found: dict[str, 
         plan_of(space_of(planted, policy="experts-only"), found)
     with pytest.raises(ToolchainError, match="does not hold the budget"):
         plan_of(space_of(planted, 7.0), found)
-    assert TOKENS > 0
+
+
+def test_a_spec_asks_for_the_same_as_options(tmp_path: Path) -> None:
+    from toolchain.pipeline.request import EngineRequest, read_spec
+
+    (tmp_path / "mixed.yaml").write_text(
+        "model: some/model\nformat: auto\nbits: 5\nauto-formats: [nvfp4, fp8]\nauto-method: gradient\n"
+    )
+    spec = read_spec(tmp_path / "mixed.yaml", {})
+    options = EngineRequest(
+        model="some/model", format="auto", bits=5.0, auto_formats="nvfp4,fp8", auto_method="gradient"
+    )
+    assert spec.auto() == options.auto() == Auto(bits=5.0, formats=("nvfp4", "fp8"), method="gradient")
+    assert spec.engine_name() == options.engine_name() == "some--model-auto-5-nvfp4-fp8-gradient"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from toolchain.auto.cost import COSTS
 from toolchain.auto.groups import Group
 from toolchain.core.errors import UsageError
 from toolchain.core.findings import Finding, errors
@@ -35,10 +36,12 @@ class Auto:
     """What a user asks of the search. UsageError TC-170 for what makes no sense."""
 
     bits: float
-    """Most effective bits per parameter of the whole checkpoint, scales and unquantized parts included."""
+    """Most effective bits per parameter, scales and unquantized parts included: of the whole checkpoint, or of what
+    ``cost`` counts of it."""
     formats: tuple[str, ...] = ()
     """Candidates; the source dtype is always one, except for routed experts. Empty: ``DEFAULT_FORMATS``."""
     method: str = METHODS[0]
+    cost: str = COSTS[0]
 
     def __post_init__(self) -> None:
         if not 0 < self.bits < 32:
@@ -50,6 +53,12 @@ class Auto:
         if self.method not in METHODS:
             raise UsageError(
                 f"unknown --auto-method {self.method!r}; known: {', '.join(METHODS)}",
+                hint="`toolchain quantize --help` describes them",
+                code="TC-170",
+            )
+        if self.cost not in COSTS:
+            raise UsageError(
+                f"unknown --auto-cost {self.cost!r}; known: {', '.join(COSTS)}",
                 hint="`toolchain quantize --help` describes them",
                 code="TC-170",
             )

@@ -12,7 +12,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.findings import Finding
 from toolchain.plan.types import Plan
 
-TOLD = ("bits", "formats", "method", "feasible_bits", "solver", "verdict")
+TOLD = ("bits", "cost", "formats", "method", "feasible_bits", "solver", "verdict")
 """Keys of the document that go into the plan; scores of every group stay in auto.json."""
 
 
@@ -30,14 +30,14 @@ def plan_of(space: Space, document: Mapping[str, Any]) -> Plan:
         )
     mixed = space.plan(document["chosen"])
     plan = mixed if kept == MIXED else space.uniform(kept)
-    if plan is None or plan.estimates.effective_bits > space.auto.bits:
+    if plan is None or space.bits_of_plan(plan) > space.auto.bits:
         raise ToolchainError(
             f"the plan that auto.json keeps ({kept}) does not hold the budget of {space.auto.bits:g} bits",
             hint="delete it, or pass --force, to search again",
             code="TC-174",
         )
     told = {key: document[key] for key in TOLD}
-    told["effective_bits"] = {MIXED: mixed.estimates.effective_bits, "kept": plan.estimates.effective_bits}
+    told["reached_bits"] = {MIXED: space.bits_of_plan(mixed), "kept": space.bits_of_plan(plan)}
     findings = [] if kept == MIXED else [_uniform(kept, document["verdict"])]
     return replace(plan, auto=told, findings=(*plan.findings, *findings))
 

@@ -94,9 +94,9 @@ def score(space: Space, held: HeldOut, how: Mapping[str, Any]) -> dict[tuple[str
 def choose(space: Space, scores: Mapping[tuple[str, str], float]) -> Solution:
     options = [
         [(size, scores[group, name]) for name, size in sizes.items()]
-        for group, sizes in space.options.items()
+        for group, sizes in space.weighted_options().items()
     ]
-    solution = solve(options, space.budget_bytes)
+    solution = solve(options, space.budget)
     if solution is None:
         raise UsageError(space.out_of_reach, hint=space.reach_hint, code="TC-171")
     return solution
@@ -114,12 +114,12 @@ def _verdict(space: Space, chosen: dict[str, str], held: HeldOut, how: Mapping[s
     plans: dict[str, Plan] = {MIXED: space.plan(chosen)}
     for name in space.formats:
         uniform = space.uniform(name)
-        if uniform is not None and uniform.estimates.effective_bits <= space.auto.bits:
+        if uniform is not None and space.bits_of_plan(uniform) <= space.auto.bits:
             plans[name] = uniform
     for name, plan in plans.items():
         if name != MIXED and _formats(space, plan) == _formats(space, plans[MIXED]):
             return Verdict(kept=name, reason=f"the search chose {name} for every part that it could")
-    bits = {name: plan.estimates.effective_bits for name, plan in plans.items()}
+    bits = {name: space.bits_of_plan(plan) for name, plan in plans.items()}
     if len(plans) == 1:
         return Verdict(
             kept=MIXED,

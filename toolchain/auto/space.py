@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from toolchain.auto.candidates import AUTO, Auto, candidate_formats, main_of, refuse_mixing, unsupported
+from toolchain.auto.cost import Cost, cost_of
 from toolchain.auto.groups import Group, choices_of, find_groups
 from toolchain.core.findings import errors
 from toolchain.core.roles import Role
@@ -29,18 +30,36 @@ class Space:
     groups: tuple[Group, ...]
     options: dict[str, dict[str, int]] = field(repr=False)
     """Group name -> format name or ``source`` -> bytes on disk, the smallest first."""
-    fixed_bytes: int
-    """Of everything that is no group."""
+    cost: Cost
+    fixed_cost: int
+    """Weighted bytes of everything that is no group."""
     arguments: dict[str, Any] = field(repr=False)
     """Of ``make_plan``, without format and overrides."""
 
     @property
     def least_bits(self) -> float:
-        return self._bits(sum(min(sizes.values()) for sizes in self.options.values()))
+        return self.bits_of(self.smallest())
 
     @property
     def most_bits(self) -> float:
-        return self._bits(sum(max(sizes.values()) for sizes in self.options.values()))
+        return self.bits_of({name: list(sizes)[-1] for name, sizes in self.options.items()})
+
+    def bits_of(self, chosen: Mapping[str, str]) -> float:
+        """Bits per parameter, as the budget counts them, when each group (by name) has its format."""
+        weighted = self.weighted_options()
+        return self.cost.bits(self.fixed_cost + sum(weighted[name][item] for name, item in chosen.items()))
+
+    def bits_of_plan(self, plan: Plan) -> float:
+        return self.cost.bits(self.cost.of_plan(plan))
+
+    def weighted_options(self) -> dict[str, dict[str, int]]:
+        """``options`` in the units of the budget."""
+        return {
+            group.name: {
+                name: self.cost.weight(group.role) * size for name, size in self.options[group.name].items()
+            }
+            for group in self.groups
+        }
 
     @property
     def out_of_reach(self) -> str:
@@ -48,11 +67,11 @@ class Space:
         asked, source = f"--bits {self.auto.bits:g}", self.info.bytes * 8 / self.info.parameters
         if self.auto.bits >= source:
             return f"{asked} asks for nothing: the source has {source:.2f} bits per parameter"
-        if self.budget_bytes < sum(min(sizes.values()) for sizes in self.options.values()):
+        if self.budget < self.cost.of_plan(self.plan(self.smallest())) - self.fixed_cost:
+            what = "what a token reads" if self.auto.cost == "active_moe" else "the whole checkpoint"
             return (
-                f"{asked} cannot be reached: with {', '.join(self.formats)} and policy {self.arguments['policy']} the "
-                f"whole checkpoint has at least {self.least_bits:.3f} bits per parameter (and at most "
-                f"{self.most_bits:.3f})"
+                f"{asked} cannot be reached: with {', '.join(self.formats)} and policy {self.arguments['policy']} "
+                f"{what} has at least {self.least_bits:.3f} bits per parameter (and at most {self.most_bits:.3f})"
             )
         return ""
 
@@ -62,9 +81,9 @@ class Space:
         return f"use --bits {least:.3f} or more, a wider --policy, fewer protected layers or narrower --auto-formats"
 
     @property
-    def budget_bytes(self) -> int:
-        """What is left for the groups."""
-        return int(self.auto.bits * self.info.parameters / 8) - self.fixed_bytes
+    def budget(self) -> int:
+        """Weighted bytes that are left for the groups."""
+        return int(self.auto.bits * self.cost.parameters / 8) - self.fixed_cost
 
     def plan(self, chosen: Mapping[str, str]) -> Plan:
         """The plan in which each group (by name) has its format."""
@@ -90,9 +109,6 @@ class Space:
         plan = make_plan(self.info, format=format_name, **arguments)
         return None if errors(plan.findings) else plan
 
-    def _bits(self, groups_bytes: int) -> float:
-        return (self.fixed_bytes + groups_bytes) * 8 / self.info.parameters
-
 
 def find_space(info: ModelInfo, auto: Auto, **arguments: Any) -> Space:
     """Groups that the policy quantizes and no option fixes, with the candidates that they fit and the target runs.
@@ -117,8 +133,9 @@ def find_space(info: ModelInfo, auto: Auto, **arguments: Any) -> Space:
     if len(found) > 1:
         refuse_mixing(info, arguments)
     options = _weigh(info, main, groups, allowed, arguments)
-    least = _plan(info, main, groups, {name: next(iter(sizes)) for name, sizes in options.items()}, arguments)
-    fixed = least.estimates.checkpoint_bytes - sum(next(iter(sizes.values())) for sizes in options.values())
+    cost = cost_of(info, auto.cost)
+    smallest = {name: next(iter(sizes)) for name, sizes in options.items()}
+    least = sum(cost.weight(group.role) * options[group.name][smallest[group.name]] for group in groups)
     return Space(
         info=info,
         auto=auto,
@@ -126,7 +143,8 @@ def find_space(info: ModelInfo, auto: Auto, **arguments: Any) -> Space:
         formats=tuple(item.name for item in found),
         groups=groups,
         options=options,
-        fixed_bytes=fixed,
+        cost=cost,
+        fixed_cost=cost.of_plan(_plan(info, main, groups, smallest, arguments)) - least,
         arguments=arguments,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from toolchain.auto.candidates import METHODS
+from toolchain.auto.cost import COSTS
 from toolchain.core.gpus import GPUS
 from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.plan.policy import CHOICES, PolicyOptions
@@ -95,6 +96,13 @@ auto_options = stack(
         default=METHODS[0],
         show_default=True,
         help="How damage is scored: KL of each group on held-out text, or ModelOpt's auto_quantize.",
+    ),
+    click.option(
+        "--auto-cost",
+        type=click.Choice(COSTS),
+        default=COSTS[0],
+        show_default=True,
+        help="What --bits counts: the whole checkpoint, or routed experts only by the share that a token uses.",
     ),
 )
 policy_option = stack(

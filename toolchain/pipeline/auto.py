@@ -83,6 +83,7 @@ def auto_settings(
         "auto.bits": space.auto.bits,
         "auto.formats": list(space.formats),
         "auto.method": space.auto.method,
+        "auto.cost": space.auto.cost,
         "auto.choices": sha256_json(space.options),
         "target": smallest.target,
         "target_version": smallest.target_version,

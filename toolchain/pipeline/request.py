@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from toolchain.auto.candidates import AUTO, METHODS, Auto
+from toolchain.auto.cost import COSTS
 from toolchain.core.errors import UsageError
 from toolchain.models.types import ModelInfo
 from toolchain.plan.policy import CUSTOM, PolicyOptions
@@ -50,6 +51,7 @@ class EngineRequest:
     auto_formats: str | list | tuple = ""
     """Candidates of ``--format auto``, as a list or separated by commas; empty: what the target runs best."""
     auto_method: str = METHODS[0]
+    auto_cost: str = COSTS[0]
     policy: str | None = None
     attention: str = PolicyOptions.attention
     shared_experts: str = PolicyOptions.shared_experts
@@ -116,7 +118,7 @@ class EngineRequest:
         """The search that ``--format auto`` asks for. UsageError TC-170 for values that make no sense."""
         names = self.auto_formats.split(",") if isinstance(self.auto_formats, str) else self.auto_formats
         formats = tuple(filter(None, (str(name).strip() for name in names)))
-        return Auto(bits=float(self.bits or 0), formats=formats, method=self.auto_method)
+        return Auto(bits=float(self.bits or 0), formats=formats, method=self.auto_method, cost=self.auto_cost)
 
     def policy_options(self) -> PolicyOptions:
         """UsageError TC-158 for values that do not exist."""
@@ -127,7 +129,9 @@ class EngineRequest:
         base = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model
         name = base.replace("/", "--") + (f"-{self.format}" if self.format else "")
         if self.is_auto:
-            name += "-".join([f"-{self.bits}", *self.auto().formats])
+            asked = self.auto()
+            said = [asked.method] * (asked.method != METHODS[0]) + [asked.cost] * (asked.cost != COSTS[0])
+            name += "-" + "-".join([f"{asked.bits:g}", *asked.formats, *said])
         name += f"-kv_{self.kv_cache}" if self.kv_cache != "none" else ""
         name += f"-{self.policy}" if self.policy else ""
         for option, value in self.policy_options().said.items():
