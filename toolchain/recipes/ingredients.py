@@ -58,7 +58,7 @@ INGREDIENTS: tuple[Ingredient, ...] = (
     ),
     Ingredient(
         name="local_hessian",
-        title="block scales by output error: squared error weighted by the block's part of the Hessian",
+        title="the same 8 codes by output error: squared error weighted by the block's part of the Hessian",
         axis="scales",
         formats=(*NVFP4_WEIGHTS, *MX_WEIGHTS),
         source="ModelOpt local_hessian",

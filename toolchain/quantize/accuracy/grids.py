@@ -65,8 +65,7 @@ class Nvfp4Grid:
             yield larger.clamp_(max=e2m1.E4M3_MAX).to(torch.float8_e4m3fn)
             return
         codes = base.view(torch.uint8).int()
-        offsets = WINDOW[1:] if method == "window" else range(-LARGEST_CODE, LARGEST_CODE)
-        for offset in offsets:
+        for offset in WINDOW[1:]:
             yield (codes + offset).clamp_(1, LARGEST_CODE).to(torch.uint8).view(torch.float8_e4m3fn)
 
 
