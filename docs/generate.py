@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+from accuracy_table import accuracy
 from matrix_table import matrix
 
 from toolchain.cli.main import COMMANDS, cli
@@ -85,7 +86,7 @@ def _cell(row: SupportRow) -> str:
 def readme() -> str:
     """README.md with its generated parts renewed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, made in (("support", support()), ("matrix", matrix())):
+    for name, made in (("support", support()), ("matrix", matrix()), ("accuracy", accuracy())):
         pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
         text, replaced = re.subn(
             pattern, lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text, flags=re.DOTALL

@@ -141,6 +141,24 @@ METHODS: tuple[Method, ...] = (
     *_ours("awq", "int4_awq"),
     *_ours("awq+clip+gptq", "int4_awq"),
     *_ours("compensate+clip+gptq", "int4_awq", both=False),
+    # Formats that no peer writes on a CPU: our default against what may be better.
+    *_ours("gptq", "int4_gptq", both=False),
+    *_ours("compensate+clip+gptq", "int4_gptq", both=False),
+    *_ours("awq", "w4a8_awq", both=False),
+    *_ours("awq+clip+gptq", "w4a8_awq", both=False),
+    *_ours("compensate+clip+gptq", "w4a8_awq", both=False),
+    *_ours("max", "w4a8_nvfp4_fp8", both=False),
+    *_ours("compensate+local_hessian+gptq", "w4a8_nvfp4_fp8", both=False),
+    *_ours("max", "mxfp4", calibrated=False, both=False),
+    *_ours("compensate+local_hessian+gptq", "mxfp4", both=False),
+    *_ours("max", "mxfp8", calibrated=False, both=False),
+    *_ours("compensate+gptq", "mxfp8", both=False),
+    *_ours("max", "fp8_block", calibrated=False, both=False),
+    *_ours("compensate+gptq", "fp8_block", both=False),
+    *_ours("smoothquant", "int8_sq", both=False),
+    *_ours("smoothquant+gptq", "int8_sq", both=False),
+    *_ours("max", "int8_wo", calibrated=False, both=False),
+    *_ours("compensate+gptq", "int8_wo", both=False),
 )
 BY_NAME = {method.name: method for method in METHODS}
 REFERENCES = {"ModelOpt": "modelopt-{format}-default", "llm-compressor": "llmcompressor-{format}-default"}
