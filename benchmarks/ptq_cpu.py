@@ -78,7 +78,9 @@ def plain(directory: Path, format_name: str) -> float:
     data = load_calibration(Calibration(data="", samples=SAMPLES, length_tokens=LENGTH), directory)
     config = copy.deepcopy(getattr(mtq, PRESETS[format_name]))
     backend.register()
-    backend.use_in(config["quant_cfg"])
+    for entry in config["quant_cfg"]:
+        if format_name == "nvfp4" and isinstance(entry.get("cfg"), dict):
+            entry["cfg"] = backend.adapt(entry["cfg"])
 
     @torch.no_grad()
     def forward(loaded: Any) -> None:
