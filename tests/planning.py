@@ -23,3 +23,12 @@ def plan_for(model: Path, format: str, **options: Any) -> Plan:
 def with_calibration(plan: Plan, **changes: Any) -> Plan:
     """``plan`` with other calibration settings."""
     return replace(plan, calibration=replace(plan.calibration, **changes))
+
+
+def export(done: Any, directory: Path) -> Path:
+    """What a ``Quantized`` model in memory is written as, in a new ``directory``."""
+    from toolchain.core.progress import Silent
+
+    directory.mkdir()
+    done.exporter.write(directory, Silent())
+    return directory

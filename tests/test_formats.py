@@ -11,27 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.planning import plan_for
+from tests.planning import export, plan_for
 from tests.tiny import make_tiny
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.errors import ToolchainError
-from toolchain.core.progress import Silent
 from toolchain.formats import FORMATS, get_format
 from toolchain.modeling.loading import load_checkpoint, load_source
-from toolchain.quantize.job import Quantized, calibrate, quantize
+from toolchain.quantize.job import calibrate, quantize
 
 CPU = torch.device("cpu")
 NAMES = tuple(item.name for item in FORMATS)
 OLD = ("fp8", "nvfp4", "int4_awq")
 """tests/test_quantize.py has these on every family."""
 Tiny = Callable[[str], Path]
-
-
-def export(done: Quantized, directory: Path) -> Path:
-    directory.mkdir()
-    done.exporter.write(directory, Silent())
-    return directory
 
 
 def tokens() -> torch.Tensor:

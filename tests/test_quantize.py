@@ -10,28 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.planning import plan_for
+from tests.planning import export, plan_for
 from tests.tiny import make_tiny
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.formats import get_format
 from toolchain.modeling.loading import load_checkpoint, load_source
-from toolchain.quantize.job import Quantized, calibrate, quantize
+from toolchain.quantize.job import calibrate, quantize
 
 CPU = torch.device("cpu")
 FORMATS = ("fp8", "nvfp4", "int4_awq")
 MOE = ("qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v2", "deepseek_v3", "glm4_moe", "minimax")
 DENSE = ("llama", "qwen3", "mistral")
 Tiny = Callable[[str], Path]
-
-
-def export(done: Quantized, directory: Path) -> Path:
-    from toolchain.core.progress import Silent
-
-    directory.mkdir()
-    done.exporter.write(directory, Silent())
-    return directory
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -74,7 +74,8 @@ format_option = click.option(
 format_of_spec = click.option(
     "--format",
     "format_name",
-    help=f"One of {', '.join(item.name for item in FORMATS)}; or auto, with --bits. Required without a spec.",
+    help=f"One of {', '.join(item.name for item in FORMATS)}; or auto, with --bits. "
+    "Required without a spec or a recipe file.",
 )
 auto_options = stack(
     click.option(

@@ -43,7 +43,7 @@ INGREDIENTS: tuple[Ingredient, ...] = (
     ),
     Ingredient(
         name="window",
-        title="the same over 8 codes around amax/6: nearly the gain, a sixteenth of the work",
+        title="the same over 8 codes around amax/6: nearly the gain in less time",
         axis="scales",
         formats=NVFP4_WEIGHTS,
         needs_data=False,
