@@ -27,16 +27,18 @@ class Coverage:
         """False until a pass counts: no count is not a count of zero."""
 
     @contextlib.contextmanager
-    def counting(self, length_tokens: int) -> Iterator[None]:
+    def counting(self, length_tokens: int, inside: str = "") -> Iterator[None]:
         """Count from zero: the result is that of one pass over the data, however many passes an algorithm makes.
 
-        ``length_tokens``: tokens of each sample, which follow each other in what arrives at the experts.
+        ``length_tokens``: tokens of each sample, which follow each other in what arrives at the experts. ``inside``:
+        prefix of the experts to count, a layer of a walk; the counts of others stay.
         """
-        self._parts = {path: [] for path in self.experts}
+        paths = [path for path in self.experts if path.startswith(inside)]
+        self._parts |= {path: [] for path in paths}
         self.measured = True
         hooks = [
             self._model.get_submodule(path).register_forward_pre_hook(self._hook(path, length_tokens))
-            for path in self.experts
+            for path in paths
         ]
         try:
             yield

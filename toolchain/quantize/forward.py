@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -41,10 +42,16 @@ class CalibrationPass:
         head = getattr(self._model.get_output_embeddings(), "input_quantizer", None)
         part = self._model if head is not None and head.is_enabled else self._model.base_model
         batches = self._progress.track(self.batches, description="calibrate", total=len(self.batches))
-        with self.coverage.counting(self._length), self.widening.active():
+        with self.counting():
             for batch in batches:
                 part(input_ids=batch.to(self.device), use_cache=False)
-        self.extra = self.widening.extra
+
+    @contextlib.contextmanager
+    def counting(self, inside: str = "") -> Iterator[None]:
+        """Count one pass, over the whole model or over the layer at ``inside``."""
+        with self.coverage.counting(self._length, inside), self.widening.active(inside):
+            yield
+        self.extra |= self.widening.extra
 
 
 @torch.no_grad()

@@ -131,8 +131,6 @@ def _calibrate(
     if data:
         data = select(model, data, plan.calibration, device=target, progress=progress)
     forward = CalibrationPass(model, data, settings=plan.calibration, device=target, progress=progress)
-    if data and forward.coverage.experts and not quantizers.observes_inputs(plan):
-        forward()  # the recipe walks through the layers by itself: routing is counted on the model as it is
     applied = _run_modelopt(model, plan, family, forward, progress)
     exporter = Exporter(model, plan, family, source, applied)
     require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)

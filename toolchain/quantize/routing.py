@@ -40,9 +40,11 @@ class Widening:
         """Experts module path -> int64 [num_experts]: tokens beyond the routed ones in the last pass."""
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        self.extra = {path: torch.zeros(count, dtype=torch.int64) for path, count in self._experts.items()}
-        paths = [] if self._mode == "routed" else list(self._experts)
+    def active(self, inside: str = "") -> Iterator[None]:
+        """``inside``: prefix of the experts to run; the counts of others stay."""
+        paths = [path for path in self._experts if path.startswith(inside)]
+        self.extra |= {path: torch.zeros(self._experts[path], dtype=torch.int64) for path in paths}
+        paths = [] if self._mode == "routed" else paths
         hooks = [
             self._model.get_submodule(path).register_forward_pre_hook(self._hook(path)) for path in paths
         ]

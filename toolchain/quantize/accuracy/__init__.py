@@ -58,13 +58,15 @@ def apply_recipe(
             work.choose(group)
         return applied
     compare = recipe.on("target") is not None
-    walk = LayerWalk(model, forward.batches, forward.device, compare=compare)
-    # Two layers are compared row by row: only tokens that the router sends to an expert are in both.
-    with contextlib.nullcontext() if compare else forward.widening.active():
-        for _ in progress.track(walk, description=f"recipe {recipe.name}, by layer", total=len(walk)):
-            inside = [group for group in groups if group.paths[0].startswith(f"{walk.path}.")]
+    # Where ModelOpt made no pass over the data, routing is counted here, on every layer as it ships.
+    counting = None if forward.coverage.measured else forward.counting
+    walk = LayerWalk(model, forward.batches, forward.device, compare=compare, counting=counting)
+    for _ in progress.track(walk, description=f"recipe {recipe.name}, by layer", total=len(walk)):
+        inside = [group for group in groups if group.paths[0].startswith(f"{walk.path}.")]
+        # Two layers are compared row by row: only tokens that the router sends to an expert are in both.
+        with contextlib.nullcontext() if compare else forward.widening.active(f"{walk.path}."):
             work.layer(stages(model, inside, family, walk) if compare else [inside], walk)
-            work.share_inputs([path for group in inside for path in group.paths], walk)
+        work.share_inputs([path for group in inside for path in group.paths], walk)
     return applied
 
 

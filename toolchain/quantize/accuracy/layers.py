@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,16 +25,23 @@ class LayerWalk:
     """``for layer in walk:`` observe it with ``run()``, change it, and its successor sees the changed outputs."""
 
     def __init__(
-        self, model: Any, batches: list[torch.Tensor], device: torch.device, *, compare: bool = False
+        self,
+        model: Any,
+        batches: list[torch.Tensor],
+        device: torch.device,
+        *,
+        compare: bool = False,
+        counting: Callable[[str], AbstractContextManager[None]] | None = None,
     ) -> None:
         """``batches``: [B, T] int64 token ids. ``compare``: keep each layer as it was in ``before`` while it changes.
+        ``counting``: entered with a layer's module path, and a dot, for the pass that computes the layer's outputs.
 
         ToolchainError TC-209 when the model has no list of decoder layers.
         """
         self.prefix, self._layers = decoder_layers(model)
         self._arguments: dict[tuple[int, torch.Size], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._hidden = [self._enter(model, batch.to(device)) for batch in batches]
-        self._compare, self._at = compare, 0
+        self._compare, self._counting, self._at = compare, counting, 0
         self.before: nn.Module | None = None
         """The layer at hand without any quantizer and with its own weights."""
 
@@ -50,7 +58,10 @@ class LayerWalk:
             self._at = index
             self.before = _unquantized_copy(layer) if self._compare else None
             yield layer
-            self._hidden = [self._call(layer, hidden) for hidden in self._hidden]
+            if self._counting is None and index + 1 == len(self._layers):
+                return  # nobody needs what the last layer computes
+            with _rounded_once(layer), self._counting(f"{self.path}.") if self._counting else nullcontext():
+                self._hidden = [self._call(layer, hidden) for hidden in self._hidden]
 
     def run(self, after_batch: Callable[[], None] | None = None, *, batches: int | None = None) -> None:
         """Send the inputs through the layer at hand, then through ``before``; outputs are dropped. For hooks."""
@@ -96,6 +107,26 @@ class LayerWalk:
             for hook in hooks:
                 hook.remove()
         return found[0]
+
+
+@contextmanager
+def _rounded_once(layer: nn.Module) -> Iterator[None]:
+    """Weights are fake-quantized here instead of again for every batch; afterwards they are what they were."""
+    modules: list[Any] = [
+        module
+        for module in layer.modules()
+        if getattr(module, "weight_quantizer", None) is not None and module.weight_quantizer.is_enabled
+    ]
+    before = [module.weight.data for module in modules]
+    for module in modules:
+        module.weight.data = module.weight_quantizer(module.weight).detach()
+        module.weight_quantizer.disable()
+    try:
+        yield
+    finally:
+        for module, weight in zip(modules, before, strict=True):
+            module.weight.data = weight
+            module.weight_quantizer.enable()
 
 
 def _unquantized_copy(layer: nn.Module) -> nn.Module:
