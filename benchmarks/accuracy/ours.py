@@ -17,7 +17,8 @@ from benchmarks.accuracy.stored import describe_stored
 
 def run(model: str, method: Method, seed: int, scratch: Path) -> dict[str, Any]:
     from toolchain.modeling.loading import load_checkpoint
-    from toolchain.pipeline.request import EngineRequest, make_request_plan
+    from toolchain.pipeline.planning import make_request_plan
+    from toolchain.pipeline.request import EngineRequest
     from toolchain.quantize.job import quantize
 
     given = {

@@ -17,6 +17,7 @@ from toolchain.cli.options import (
     dry_run_option,
     force_option,
     format_of_spec,
+    gate_options,
     json_option,
     kv_cache_option,
     placement_options,
@@ -42,6 +43,7 @@ from toolchain.core.findings import errors
 @calibration_options
 @click.option("--eval-data", help="Held-out text. Default: evaluation.jsonl of MODEL, if it has one.")
 @click.option("--eval-tokens", type=int, default=16_384, show_default=True, help="Tokens to judge on.")
+@gate_options
 @click.option("--output", type=PATH, help="Engine directory. Default: engines/<name>.")
 @click.option("--triton-output", type=PATH, help="Triton repository. Default: triton_repo/<name>.")
 @seed_option
@@ -65,10 +67,11 @@ def command(
     """Plan, quantize, verify, evaluate, build and render: MODEL to a served engine, in one command.
 
     A YAML spec with the same option names may stand for MODEL; options given here win over it. Finished stages whose
-    inputs and outputs still match their hashes are skipped.
+    inputs and outputs still match their hashes are skipped. An engine that fails a gate is kept, but marked as not
+    fit to serve, without a Triton repository; exit status 1.
     """
     from toolchain.pipeline.engine import make_engine
-    from toolchain.pipeline.request import make_request_plan
+    from toolchain.pipeline.planning import make_request_plan
 
     request = _request(ctx, model, format_name, options)
     directory = output or Path("engines") / request.engine_name()

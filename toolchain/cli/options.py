@@ -157,6 +157,34 @@ recipe_option = click.option(
 kv_cache_option = click.option(
     "--kv-cache", default="none", show_default=True, help=f"KV cache format: {', '.join(KV_CACHES)}."
 )
+gate_options = stack(
+    click.option(
+        "--max-kl", type=float, metavar="NATS", help="Gate: largest mean KL to the source, nats per token."
+    ),
+    click.option(
+        "--max-ppl-increase",
+        type=float,
+        metavar="SHARE",
+        help="Gate: largest increase of perplexity over the source's; 0.01 is 1 %.",
+    ),
+    click.option(
+        "--min-top1",
+        type=float,
+        metavar="SHARE",
+        help="Gate: least share of tokens where both prefer the same next token.",
+    ),
+    click.option(
+        "--min-router-agreement",
+        type=float,
+        metavar="SHARE",
+        help="Gate: least share of expert choices in common with the source.",
+    ),
+)
+allow_unfit_option = click.option(
+    "--allow-unfit",
+    is_flag=True,
+    help="Go on although ENGINE failed a gate and is marked as not fit to serve.",
+)
 trust_option = click.option(
     "--trust-remote-code",
     is_flag=True,

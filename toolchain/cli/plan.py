@@ -41,7 +41,8 @@ def command(ctx: click.Context, model: str, format_name: str | None, as_json: bo
 
     Exit status 2 when the plan cannot be carried out.
     """
-    from toolchain.pipeline.request import EngineRequest, make_request_plan
+    from toolchain.pipeline.planning import make_request_plan
+    from toolchain.pipeline.request import EngineRequest
 
     plan = make_request_plan(EngineRequest(model=model, format=format_name, **options))
     emit(plan.to_json(), as_json, render_plan(plan))

@@ -54,7 +54,8 @@ def command(
 ) -> None:
     """Quantize MODEL into a checkpoint in the unified Hugging Face layout."""
     from toolchain.core.files import refuse_occupied, refuse_to_replace_source
-    from toolchain.pipeline.request import EngineRequest, make_request_plan
+    from toolchain.pipeline.planning import make_request_plan
+    from toolchain.pipeline.request import EngineRequest
     from toolchain.plan.planner import require_clean
 
     progress = Terminal()

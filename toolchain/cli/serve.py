@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import ENGINE, PATH, dry_run_option, json_option
+from toolchain.cli.options import ENGINE, PATH, allow_unfit_option, dry_run_option, json_option
 from toolchain.cli.output import Terminal, emit, write_data
 
 
@@ -21,6 +21,7 @@ from toolchain.cli.output import Terminal, emit, write_data
 @click.option("--grpc-port", type=int, default=8001, show_default=True, help="0 chooses a free one.")
 @click.option("--metrics-port", type=int, default=8002, show_default=True, help="0 chooses a free one.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 exposes it to the network.")
+@allow_unfit_option
 @dry_run_option
 @click.option("--force", is_flag=True, help="Render the repository again, although it is there.")
 @json_option
@@ -31,6 +32,7 @@ def command(
     grpc_port: int,
     metrics_port: int,
     address: str,
+    allow_unfit: bool,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -39,11 +41,13 @@ def command(
 
     It is reported ready only once it has answered a real inference.
     """
+    from toolchain.evaluate.gates import require_fit
     from toolchain.triton.engine_dir import read_engine_dir
     from toolchain.triton.render import render_repository
     from toolchain.triton.serve import Ports, serve_engine
 
     found = read_engine_dir(engine)
+    require_fit(engine, found.manifest, allow_unfit=allow_unfit)
     target = repository or Path("triton_repo") / found.name
     if dry_run:
         from toolchain.triton.install import require_server
@@ -52,7 +56,7 @@ def command(
         emit(value, as_json, f"would serve {target} with {value['server']}")
         return
     if force or not target.is_dir():
-        render_repository(engine, target, force=force)
+        render_repository(engine, target, force=force, allow_unfit=allow_unfit)
 
     def ready(server: Any) -> None:
         value = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}

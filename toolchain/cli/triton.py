@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolchain.cli.options import ENGINE, PATH, dry_run_option, force_option, json_option
+from toolchain.cli.options import ENGINE, PATH, allow_unfit_option, dry_run_option, force_option, json_option
 from toolchain.cli.output import Terminal, emit
 from toolchain.core.findings import errors
 
@@ -39,6 +39,7 @@ def command() -> None:
 )
 @click.option("--instances", type=int, default=1, show_default=True, help="Target trtllm: how many LLMs.")
 @click.option("--gpu-device-ids", default="", help='Target trtllm: GPUs of each instance, such as "0,1;2,3".')
+@allow_unfit_option
 @dry_run_option
 @force_option
 @json_option
@@ -48,15 +49,18 @@ def render(
     served_engine_dir: Path | None,
     instances: int,
     gpu_device_ids: str,
+    allow_unfit: bool,
     dry_run: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Render the Triton model repository of ENGINE."""
+    from toolchain.evaluate.gates import require_fit
     from toolchain.triton.engine_dir import read_engine_dir
     from toolchain.triton.render import render_repository
 
     found = read_engine_dir(engine)
+    require_fit(engine, found.manifest, allow_unfit=allow_unfit)
     target = output or Path("triton_repo") / found.name
     if not dry_run:
         render_repository(
@@ -66,6 +70,7 @@ def render(
             served_engine_dir=served_engine_dir,
             instances=instances,
             gpu_device_ids=gpu_device_ids,
+            allow_unfit=allow_unfit,
         )
     value = {"engine": str(engine), "target": found.target, "repository": str(target), "dry_run": dry_run}
     emit(value, as_json, f"{'would render' if dry_run else 'rendered'} {target} (target {found.target})")

@@ -11,7 +11,8 @@ from toolchain.core.files import atomic_write_json, read_json, sha256_json
 from toolchain.core.progress import Progress
 from toolchain.models.reader import resolve_model
 from toolchain.pipeline.inputs import CALIBRATION_FILE, model_files, texts_identity
-from toolchain.pipeline.request import EngineRequest, find_request_space
+from toolchain.pipeline.planning import find_request_space
+from toolchain.pipeline.request import EngineRequest
 from toolchain.pipeline.settings import quantize_settings
 from toolchain.plan.planner import require_clean
 from toolchain.plan.types import Plan

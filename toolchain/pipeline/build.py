@@ -23,6 +23,7 @@ from toolchain.core.files import (
     refuse_to_replace_source,
 )
 from toolchain.core.progress import Progress, Silent
+from toolchain.evaluate import gates
 from toolchain.models.config import read_config
 from toolchain.models.reader import read_model
 from toolchain.models.types import ModelInfo
@@ -65,9 +66,9 @@ def build_engine(
         _link_tree(checkpoint, partial / "checkpoint")
         atomic_write_json(partial / "plan.json", plan.to_json())
         atomic_write_json(partial / "verify.json", verdict.to_json())
-        metrics = _metrics(directory, partial)
+        metrics = _measured(directory, partial)
         write_target_files(partial, plan)
-        hashes = hash_tree(partial)
+        hashes = {path: digest for path, digest in hash_tree(partial).items() if path != gates.FILE}
         return write_manifest(
             partial,
             plan,
@@ -79,13 +80,14 @@ def build_engine(
         )
 
 
-def _metrics(directory: Path, partial: Path) -> dict[str, Any]:
-    """What was measured on the same bytes before, taken along."""
-    measured = directory / "metrics.json"
-    if not measured.is_file():
+def _measured(directory: Path, partial: Path) -> dict[str, Any]:
+    """What was measured on the same bytes before, and the mark of gates that they failed, taken along."""
+    for name in ("metrics.json", gates.FILE):
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, partial / name)
+    if not (partial / "metrics.json").is_file():
         return {"measured": False}
-    shutil.copyfile(measured, partial / measured.name)
-    return dict(read_json(measured))
+    return dict(read_json(partial / "metrics.json"))
 
 
 def _stages(partial: Path, hashes: dict[str, str], audited: dict[str, Any]) -> dict[str, Any]:

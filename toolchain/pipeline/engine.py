@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,21 +12,18 @@ from typing import Any
 from toolchain.auto.outcome import TOLD
 from toolchain.core.environment import package_versions
 from toolchain.core.errors import FindingsError
-from toolchain.core.files import atomic_write_json, read_json, require_free_bytes, sha256_file, sha256_json
+from toolchain.core.files import read_json, require_free_bytes, sha256_file, sha256_json
 from toolchain.core.progress import Progress, Silent
-from toolchain.data.texts import read_texts
+from toolchain.evaluate import gates
 from toolchain.models.reader import resolve_model
 from toolchain.pipeline import auto
-from toolchain.pipeline.inputs import (
-    CALIBRATION_FILE,
-    EVALUATION_FILE,
-    model_files,
-    text_identity,
-    texts_identity,
-)
-from toolchain.pipeline.request import EngineRequest, find_request_space, make_request_plan
+from toolchain.pipeline.inputs import CALIBRATION_FILE, model_files, text_identity, texts_identity
+from toolchain.pipeline.judging import Judging, require_judgeable
+from toolchain.pipeline.planning import find_request_space, make_request_plan
+from toolchain.pipeline.request import EngineRequest
 from toolchain.pipeline.settings import build_settings, plan_settings, quantize_settings
-from toolchain.pipeline.stages import Stage, exclusive, refuse_foreign, run_stage
+from toolchain.pipeline.stages import exclusive, refuse_foreign
+from toolchain.pipeline.workspace import Workspace
 from toolchain.plan.planner import require_clean
 from toolchain.plan.types import Plan
 
@@ -50,7 +48,8 @@ def make_engine(
     """Make or refresh the engine in ``directory`` and its Triton repository.
 
     What can be known to be wrong is refused before any work: PlanRefused, and UsageError for outputs that hold
-    something else and for held-out text that cannot be read.
+    something else, for held-out text that cannot be read and for gates that could not be judged. FindingsError TC-532
+    when the finished engine fails a gate: it is marked, and no Triton repository is rendered for it.
     """
     from toolchain.triton.render import refuse_foreign_repository
 
@@ -60,54 +59,57 @@ def make_engine(
         progress.note(str(finding))
     refuse_foreign(directory, force=force)
     refuse_foreign_repository(repository, force=force)
-    if request.eval_data:
-        next(iter(read_texts(Path(request.eval_data).expanduser())))
+    require_judgeable(request, plan, resolve_model(plan.model))
     if not (directory / "checkpoint").exists():
         require_free_bytes(directory, plan.estimates.checkpoint_bytes, what="the engine")
     with exclusive(directory):
-        return _Run(request, plan, directory, repository, command, force, progress).all()
+        workspace = Workspace(directory=directory, force=force, progress=progress)
+        return _Run(request, plan, workspace, repository, command).all()
 
 
 @dataclass
 class _Run:
     request: EngineRequest
     plan: Plan
-    directory: Path
+    workspace: Workspace
     repository: Path
     command: list[str]
-    force: bool
-    progress: Progress
 
     def all(self) -> EngineResult:
+        stage = self.workspace.stage
         searched = self._choose_formats()
-        quantized = self._stage("quantize", self._quantize_settings, ("checkpoint",), self._quantize)
+        quantized = stage("quantize", self._quantize_settings, ("checkpoint",), self._quantize)
         bytes_identity = sha256_json(quantized["outputs"])
-        source = {"checkpoint": bytes_identity, "model_identity": self.plan.model_identity}
+        identity = {"checkpoint": bytes_identity, "model_identity": self.plan.model_identity}
+        judging = Judging(self.workspace, self.request, self._source, identity)
         stages = {
             **searched,
             "quantize": quantized,
             # Written after the checkpoint: a request that fails there leaves the engine of the last one whole.
-            "plan": self._stage("plan", plan_settings(self.plan), ("plan.json",), self._write_plan),
-            "verify": self._stage("verify", source, ("verify.json",), self._verify),
-            "evaluate": self._stage(
-                "evaluate", {**source, **self._data()}, ("metrics.json",), self._evaluate
-            ),
-            "build": self._stage(
+            "plan": stage("plan", plan_settings(self.plan), ("plan.json",), self._write_plan),
+            "verify": judging.verify(),
+            "evaluate": judging.evaluate(),
+            "build": stage(
                 "build", build_settings(self.plan, bytes_identity), self._target_files(), self._build
             ),
         }
-        manifest = self._manifest(stages)
+        judged = judging.gates(
+            stages["evaluate"]
+        )  # before engine.json: an unfit engine is never without its mark
+        manifest = self._manifest(stages, judging.data)
+        self._refuse_unfit(judged)
         self._triton()
         return EngineResult(
             directory=self.directory, repository=self.repository, plan=self.plan, manifest=manifest
         )
 
-    def _stage(
-        self, name: str, settings: dict[str, Any], outputs: tuple[str, ...], run: Any
-    ) -> dict[str, Any]:
-        paths = tuple(self.directory / output for output in outputs)
-        stage = Stage(name=name, settings=settings, outputs=paths, run=run)
-        return run_stage(self.directory, stage, force=self.force, progress=self.progress)
+    @property
+    def directory(self) -> Path:
+        return self.workspace.directory
+
+    @property
+    def progress(self) -> Progress:
+        return self.workspace.progress
 
     def _choose_formats(self) -> dict[str, dict[str, Any]]:
         """With ``--format auto``: measure, and go on with the plan that was kept."""
@@ -126,20 +128,12 @@ class _Run:
 
         def search() -> dict[str, Any]:
             document = auto.run_search(self.request, space, self.progress)
-            self._write(auto.FILE, document)
+            self.workspace.write(auto.FILE, document)
             return {key: document[key] for key in TOLD}
 
-        record = self._stage("auto", settings, (auto.FILE,), search)
+        record = self.workspace.stage("auto", settings, (auto.FILE,), search)
         self.plan = auto.outcome(space, path, self.progress)
         return {"auto": record}
-
-    def _unfinish(self) -> None:
-        """Called before anything changes that engine.json describes: without it the directory is unfinished."""
-        (self.directory / "engine.json").unlink(missing_ok=True)
-
-    def _write(self, name: str, value: dict[str, Any]) -> None:
-        self._unfinish()
-        atomic_write_json(self.directory / name, value)
 
     @cached_property
     def _source(self) -> Path:
@@ -172,7 +166,7 @@ class _Run:
             device=self.request.device,
             force=True,
             trust_remote_code=self.request.trust_remote_code,
-            on_replace=self._unfinish,
+            on_replace=self.workspace.unfinish,
             progress=self.progress,
         )
         facts = (
@@ -188,60 +182,8 @@ class _Run:
         return {key: manifest[key] for key in facts}
 
     def _write_plan(self) -> dict[str, Any]:
-        self._write("plan.json", self.plan.to_json())
+        self.workspace.write("plan.json", self.plan.to_json())
         return {"effective_bits": self.plan.estimates.effective_bits}
-
-    def _verify(self) -> dict[str, Any]:
-        from toolchain.checkpoint.audit import audit
-
-        verdict = audit(self.directory / "checkpoint", against=self._source, progress=self.progress)
-        self._write("verify.json", verdict.to_json())
-        if not verdict.passed:
-            raise FindingsError(
-                f"the written checkpoint {self.directory / 'checkpoint'} failed its audit",
-                verdict.findings,
-                hint="nothing is built from it; `toolchain explain CODE` tells more about each finding",
-                code="TC-402",
-            )
-        return verdict.facts
-
-    def _data(self) -> dict[str, Any]:
-        data = self._evaluation_data
-        return {
-            "data": str(data) if data else None,
-            "data_file": text_identity(data),
-            "tokens": self.request.eval_tokens,
-            "device": self.request.device,
-        }
-
-    @cached_property
-    def _evaluation_data(self) -> Path | None:
-        if self.request.eval_data:
-            return Path(self.request.eval_data).expanduser().resolve()
-        own = self._source / EVALUATION_FILE
-        return own if own.is_file() else None
-
-    def _evaluate(self) -> dict[str, Any]:
-        data = self._evaluation_data
-        if data is None:
-            self.progress.note(
-                "evaluate: no held-out text (--eval-data): the engine's quality is not measured"
-            )
-            metrics: dict[str, Any] = {"measured": False}
-        else:
-            from toolchain.evaluate.checkpoint import evaluate_checkpoint
-
-            metrics = evaluate_checkpoint(
-                self.directory / "checkpoint",
-                baseline=self._source,
-                data=data,
-                max_tokens=self.request.eval_tokens,
-                device=self.request.device,
-                progress=self.progress,
-            )
-            metrics["measured"] = True
-        self._write("metrics.json", metrics)
-        return metrics
 
     def _target_files(self) -> tuple[str, ...]:
         from toolchain.build.bundle import TARGET_FILES
@@ -251,10 +193,10 @@ class _Run:
     def _build(self) -> dict[str, Any]:
         from toolchain.build import write_target_files
 
-        self._unfinish()
+        self.workspace.unfinish()
         return {"files": [path.name for path in write_target_files(self.directory, self.plan)]}
 
-    def _manifest(self, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def _manifest(self, stages: dict[str, dict[str, Any]], evaluated_on: Path | None) -> dict[str, Any]:
         """engine.json, rewritten only when it says something else: an unchanged engine stays byte-identical."""
         from toolchain.build import write_manifest
 
@@ -273,11 +215,25 @@ class _Run:
             inputs={
                 "model": self._model_files,
                 "calibration": self._calibration_hash,
-                "evaluation": text_identity(self._evaluation_data),
+                "evaluation": text_identity(evaluated_on),
             },
             stages=records,
             metrics=stages["evaluate"]["facts"],
         )
+
+    def _refuse_unfit(self, judged: tuple[gates.Judged, ...]) -> None:
+        """The engine is complete, for whoever wants to look at it; but there is no repository that would serve it."""
+        failed = gates.findings(judged, str(self.directory))
+        if failed:
+            if self.repository.exists():  # rendered for bytes that were fit, and would now serve these
+                self.progress.note(f"triton: {self.repository} removed, the engine is not fit to serve")
+                shutil.rmtree(self.repository)
+            raise FindingsError(
+                f"{self.directory} failed its gates and is marked as not fit to serve",
+                failed,
+                hint=f"`toolchain triton {self.directory} --allow-unfit` renders its repository all the same",
+                code="TC-532",
+            )
 
     def _triton(self) -> None:
         from toolchain.triton.render import render_repository
@@ -293,5 +249,4 @@ class _Run:
             "python": sys.executable,
             "version of toolchain": package_versions().get("toolchain"),
         }
-        stage = Stage(name="triton", settings=settings, outputs=(self.repository,), run=render)
-        run_stage(self.directory, stage, force=self.force, progress=self.progress)
+        self.workspace.stage("triton", settings, (self.repository.absolute(),), render)

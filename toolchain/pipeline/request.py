@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from toolchain.auto.candidates import AUTO, METHODS, Auto
 from toolchain.auto.cost import COSTS
 from toolchain.core.errors import UsageError
-from toolchain.models.types import ModelInfo
-from toolchain.plan.policy import CUSTOM, PolicyOptions
-from toolchain.plan.types import SOURCE_DTYPE, Calibration, Plan, Serving
+from toolchain.evaluate.gates import Gates, option
+from toolchain.plan.policy import PolicyOptions
+from toolchain.plan.types import Calibration
 from toolchain.recipes import is_recipe_file
-
-if TYPE_CHECKING:
-    from toolchain.auto.space import Space
 
 LEAST = {
     "calib_samples": 1,
@@ -27,10 +24,6 @@ LEAST = {
     "seed": 0,
 }
 """The smallest values that mean something; Python's generators take -1 for 1."""
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _absolute(source: str) -> str:
@@ -86,6 +79,10 @@ class EngineRequest:
     eval_data: str | None = None
     """Text to judge the engine on; None takes the model directory's evaluation.jsonl if there is one."""
     eval_tokens: int = 16_384
+    max_kl: float | int | None = None
+    max_ppl_increase: float | int | None = None
+    min_top1: float | int | None = None
+    min_router_agreement: float | int | None = None
 
     def __post_init__(self) -> None:
         """UsageError TC-007 for values of another type or range; limits of serving are findings of the plan."""
@@ -94,11 +91,11 @@ class EngineRequest:
             value = getattr(self, name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 expected = getattr(kind, "__name__", str(kind))
-                problems.append(f"{_option(name)} is {value!r} (expected {expected})")
+                problems.append(f"{option(name)} is {value!r} (expected {expected})")
             elif name == "calib_data" and not all(isinstance(item, str) for item in value):
                 problems.append(f"--calib-data is {value!r} (expected paths or data set names)")
             elif name in LEAST and value < LEAST[name]:
-                problems.append(f"{_option(name)} is {value} (expected at least {LEAST[name]})")
+                problems.append(f"{option(name)} is {value} (expected at least {LEAST[name]})")
         if problems:
             raise UsageError("; ".join(problems), hint="`toolchain engine --help` lists them", code="TC-007")
         if self.format is None and not is_recipe_file(self.recipe):
@@ -124,6 +121,10 @@ class EngineRequest:
         """UsageError TC-158 for values that do not exist."""
         return PolicyOptions(**{item.name: getattr(self, item.name) for item in fields(PolicyOptions)})
 
+    def gates(self) -> Gates:
+        """UsageError TC-530 for limits that no measurement can be compared with."""
+        return Gates(**{item.name: getattr(self, item.name) for item in fields(Gates)})
+
     def engine_name(self) -> str:
         """``<model>-<format>``, with target and GPU when the engine is not the local one."""
         base = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model
@@ -134,8 +135,8 @@ class EngineRequest:
             name += "-" + "-".join([f"{asked.bits:g}", *asked.formats, *said])
         name += f"-kv_{self.kv_cache}" if self.kv_cache != "none" else ""
         name += f"-{self.policy}" if self.policy else ""
-        for option, value in self.policy_options().said.items():
-            name += f"-{option}_{value}"
+        for key, value in self.policy_options().said.items():
+            name += f"-{key}_{value}"
         recipe = Path(self.recipe).stem if self.recipe and is_recipe_file(self.recipe) else self.recipe
         name += f"-{recipe}" if recipe else ""
         name += f"-{self.target}-{self.gpu}" if self.target != "local" else ""
@@ -168,95 +169,6 @@ class EngineRequest:
             strict=self.strict,
             allow_tf32=self.allow_tf32,
         )
-
-
-def make_request_plan(request: EngineRequest) -> Plan:
-    """Read the model's headers and plan; violations are in ``plan.findings``. Of ``--format auto``, which measures
-    first, the smallest plan that it could choose."""
-    from toolchain.models.reader import read_model
-    from toolchain.plan.planner import make_plan
-
-    if request.is_auto:
-        from toolchain.auto.outcome import preview
-
-        return preview(find_request_space(request))
-    info = read_model(request.model, trust_remote_code=request.trust_remote_code)
-    return make_plan(info, **_numbers(request, info), **_surroundings(request, info))
-
-
-def find_request_space(request: EngineRequest) -> Space:
-    """What ``--format auto`` searches. See ``toolchain.auto.space.find_space`` for what it raises."""
-    from toolchain.auto.space import find_space
-    from toolchain.models.reader import read_model
-
-    info = read_model(request.model, trust_remote_code=request.trust_remote_code)
-    return find_space(
-        info,
-        request.auto(),
-        policy=request.policy,
-        policy_options=request.policy_options(),
-        recipe=request.recipe,
-        kv_cache=request.kv_cache,
-        **_surroundings(request, info),
-    )
-
-
-def _surroundings(request: EngineRequest, info: ModelInfo) -> dict[str, Any]:
-    """What a plan is made for, whatever the numbers are."""
-    from toolchain.plan.planner import DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN
-
-    length, batch = request.max_seq_len, request.max_batch_size
-    return {
-        "gpu": request.gpu,
-        "target": request.target,
-        "target_version": request.trtllm_version,
-        "serving": Serving(
-            max_batch_size=DEFAULT_BATCH_SIZE if batch is None else batch,
-            max_seq_len=min(DEFAULT_SEQ_LEN, info.max_position_embeddings) if length is None else length,
-            tp=request.tp,
-            ep=request.ep,
-            pp=request.pp,
-        ),
-        "calibration": request.calibration(),
-    }
-
-
-def _numbers(request: EngineRequest, info: ModelInfo) -> dict[str, Any]:
-    """What decides the stored numbers: the options, or a recipe file where one is given.
-
-    UsageError TC-159 when options contradict the file.
-    """
-    if not is_recipe_file(request.recipe):
-        return {
-            "format": request.format,
-            "policy": request.policy,
-            "policy_options": request.policy_options(),
-            "recipe": request.recipe,
-            "kv_cache": request.kv_cache,
-        }
-    from toolchain.quantize.recipe_file import read_recipe_file
-
-    found = read_recipe_file(str(request.recipe), info)
-    used = sorted({item.format for item in found.overrides} - {SOURCE_DTYPE})
-    said = {"policy": request.policy} if request.policy else {}
-    problems = [f"{_option(name)} {value}" for name, value in (said | request.policy_options().said).items()]
-    if request.format not in (None, *used):
-        problems.append(f"--format {request.format} (it has {', '.join(used)})")
-    if request.kv_cache not in ("none", found.kv_cache):
-        problems.append(f"--kv-cache {request.kv_cache} (it has {found.kv_cache})")
-    if problems:
-        raise UsageError(
-            f"recipe {request.recipe} says itself which part gets what, against {'; '.join(problems)}",
-            hint="leave these options out, or use ingredients (`toolchain list recipes`) instead of a file",
-            code="TC-159",
-        )
-    return {
-        "format": found.format,
-        "policy": CUSTOM.name,
-        "overrides": found.overrides,
-        "recipe": found.recipe,
-        "kv_cache": found.kv_cache,
-    }
 
 
 def read_spec(path: Path, overrides: dict[str, Any]) -> EngineRequest:

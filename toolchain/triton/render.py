@@ -10,6 +10,7 @@ from typing import Any
 from toolchain.core.errors import FindingsError, UsageError
 from toolchain.core.files import atomic_directory
 from toolchain.core.findings import errors
+from toolchain.evaluate.gates import require_fit
 from toolchain.triton.contract import INPUTS, MODEL_NAME, OUTPUTS
 from toolchain.triton.engine_dir import EngineDir, read_engine_dir
 from toolchain.triton.lint import lint_repository
@@ -30,6 +31,7 @@ def render_repository(
     instances: int = 1,
     gpu_device_ids: str = "",
     ready_timeout_s: int = 1800,
+    allow_unfit: bool = False,
 ) -> Path:
     """Write the model repository of ``engine_dir`` to ``output`` and return ``output``.
 
@@ -37,11 +39,13 @@ def render_repository(
     ``served_engine_dir``: where the server sees the engine, when that is elsewhere (a mount in a container).
     ``instances`` and ``gpu_device_ids`` (``"0,1;2,3"``): target ``trtllm``, one LLM per instance.
     ``ready_timeout_s``: target ``local``, how long loading the engine may take.
+    ``allow_unfit``: render although the engine failed a gate of its evaluation.
 
     Raises UsageError for a bad engine directory, an occupied output or options that do not fit the target,
-    and FindingsError when the result fails its own lint.
+    and FindingsError for an engine that failed its gates (TC-532) and when the result fails its own lint.
     """
     engine = read_engine_dir(engine_dir)
+    require_fit(engine.path, engine.manifest, allow_unfit=allow_unfit)
     if engine.target == "local" and (instances != 1 or gpu_device_ids):
         raise UsageError(
             f"target local runs one engine process that batches by itself; got instances={instances}, "

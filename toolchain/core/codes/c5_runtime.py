@@ -81,4 +81,24 @@ CODES: dict[str, tuple[str, str]] = {
         "A data set on the hub cannot be read",
         "Check the name, the network and HF_HUB_OFFLINE; or download it and give the local file.",
     ),
+    "TC-530": (
+        "A gate cannot be judged",
+        "Gates limit what quantization may cost: --max-kl (nats per token), --max-ppl-increase (0.01 is 1 %), "
+        "--min-top1 and --min-router-agreement (0 to 1). They need held-out text and the source model, the last one a "
+        "mixture of experts.",
+    ),
+    "TC-531": (
+        "A gate was not passed",
+        "The written bytes lose more than the gate allows. `toolchain sensitivity` shows where; --recipe best, "
+        "--protect-first, another format or --format auto lose less.",
+    ),
+    "TC-532": (
+        "The engine is marked as not fit to serve",
+        "gates.json beside engine.json holds the gate that failed. Evaluate again with another limit, make the engine "
+        "better, or say --allow-unfit.",
+    ),
+    "TC-533": (
+        "gates.json is damaged",
+        "It is written by `toolchain evaluate` and `toolchain engine` when gates are given. Evaluate again with them.",
+    ),
 }
