@@ -124,9 +124,9 @@ def test_gates_without_text_and_router_gates_of_dense_models_are_refused(
         tmp_path / "e",
     )
     ran = toolchain(*base, "--max-kl", "1", "--json")
-    assert ran.status == 2 and ran.json["error"]["code"] == "TC-530" and "--eval-data" in ran.err
+    assert ran.status == 2 and ran.json["error"]["code"] == "TC-530" and "--eval-data" in ran.out
     ran = toolchain(*base, "--min-router-agreement", "0.9", "--eval-data", made.texts, "--json")
-    assert ran.status == 2 and "no routed experts" in ran.err
+    assert ran.status == 2 and "no routed experts" in ran.out
     assert not (tmp_path / "e").exists()
 
 
