@@ -1,7 +1,7 @@
 """The catalogue of numbered errors and findings, for ``toolchain explain CODE``: one file per range.
 
 0xx input and files, 1xx planning, 2xx quantization, 3xx verification, 4xx build, 5xx runtime and evaluation,
-6xx Triton and serving, 7xx benchmarks. Each file holds ``CODES``: code -> (title, what to do).
+6xx Triton and serving, 7xx benchmarks, 8xx reports. Each file holds ``CODES``: code -> (title, what to do).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from toolchain.core.codes import (
     c5_runtime,
     c6_triton,
     c7_bench,
+    c8_report,
 )
 
 CODES: dict[str, tuple[str, str]] = {
@@ -26,4 +27,5 @@ CODES: dict[str, tuple[str, str]] = {
     **c5_runtime.CODES,
     **c6_triton.CODES,
     **c7_bench.CODES,
+    **c8_report.CODES,
 }
