@@ -31,12 +31,10 @@ GENERAL = sorted(f"general/ptq/{path.stem}" for path in (library() / "general" /
 REFUSED = {
     # The blocks of a cast NVFP4 cache have no calibrated scale; no KV cache format here is that.
     "general/ptq/nvfp4_default-kv_nvfp4_cast": "no KV cache format has these settings",
-    # A constant input range of 448 * 6 instead of a calibrated one.
-    "general/ptq/nvfp4_experts_only_input_scale1-kv_fp8_cast": '"constant_amax": 2688.0',
     # Blocks of 32 without activations: NVFP4 has 16, and W4A8 has FP8 activations.
     "general/ptq/nvfp4_mlp_weight_only": '"-1": 32',
 }
-INGREDIENTS = {"mse": "mse", "gptq": "gptq", "act_headroom": "headroom"}
+INGREDIENTS = {"mse": "mse", "gptq": "gptq", "act_headroom": "headroom", "input_scale1": "pinned"}
 """Fragments of a recipe's name and the ingredient that they stand for."""
 
 
@@ -150,6 +148,32 @@ def write(path: Path, *entries: tuple[str, str]) -> Path:
     ]
     path.write_text(HEADER + OFF + "".join(lines))
     return path
+
+
+def test_a_recipe_with_pinned_inputs_needs_no_data(
+    toolchain: Callable[..., Any], tiny: Tiny, tmp_path: Path
+) -> None:
+    """ModelOpt's own recipe, in a directory without any text: every input scale is 1, every expert has one."""
+    from safetensors import safe_open
+
+    name = "general/ptq/nvfp4_experts_only_input_scale1-kv_fp8_cast"
+    ran = toolchain("quantize", tiny("qwen3_moe"), "--recipe", name, "--output", tmp_path / "out", "--json")
+    assert ran.status == 0, ran.err
+    assert ran.json["recipe"] == "pinned" and ran.json["calibration"] is None
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        inputs = [file.get_tensor(key) for key in file.keys() if key.endswith(".input_scale")]  # noqa: SIM118
+    assert inputs and all(float(value) == 1.0 for value in inputs)
+    assert toolchain("verify", tmp_path / "out", "--against", tiny("qwen3_moe")).status == 0
+
+
+def test_inputs_that_are_pinned_in_part_are_refused(
+    toolchain: Callable[..., Any], tiny: Tiny, tmp_path: Path
+) -> None:
+    pinned = NVFP4.replace("}}", "}, constant_amax: 2688.0}")
+    recipe = write(tmp_path / "mine.yaml", ("*.experts.*", pinned), ("*self_attn.*", NVFP4))
+    ran = toolchain("plan", tiny("qwen3_moe"), "--recipe", recipe, "--json")
+    assert ran.status == 2 and ran.json["error"]["code"] == "TC-159"
+    assert "input range of some NVFP4 modules" in ran.json["error"]["message"]
 
 
 def test_a_recipe_is_quantized_exported_and_verified(

@@ -10,8 +10,7 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.accuracy.data import BATCH, evaluation_hash, evaluation_tokens, reference_logits
-from toolchain.evaluate.compare import token_kl
-from toolchain.evaluate.perplexity import token_nll
+from toolchain.evaluate.divergence import token_kl, token_nll
 
 RESAMPLES = 2000
 """Of windows, for the confidence interval: tokens of one window are not independent, windows nearly are."""

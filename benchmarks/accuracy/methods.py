@@ -124,6 +124,7 @@ METHODS: tuple[Method, ...] = (
     *_ours("mse", "nvfp4", both=False),
     *_ours("four_over_six", "nvfp4", both=False),
     *_ours("local_hessian", "nvfp4", both=False),
+    *_ours("pinned", "nvfp4", calibrated=False, both=False),
     *_ours("gptq", "nvfp4", both=False),
     *_ours("compensate+gptq", "nvfp4"),
     *_ours("compensate+local_hessian+gptq", "nvfp4"),

@@ -30,6 +30,9 @@ ADDED_INPUTS: dict[str, dict[str, Any]] = {
 """Input quantizers of activations that no preset of ModelOpt has: its block preset is for weights only, while every
 runtime of the format computes on FP8 inputs."""
 
+PINNED_AMAX = 448.0 * 6
+"""Input range under which NVFP4's ``input_scale``, amax / (448 * 6), is 1."""
+
 
 def planned_modules(model: nn.Module, plan: Plan, family: Family) -> dict[str, str]:
     """Module path -> format name, for every Linear of the model that the plan quantizes."""
@@ -60,6 +63,8 @@ def quantize(
     for name in plan.formats:
         paths = [path for path, chosen in modules.items() if chosen == name]
         for kind, settings in quantizer_settings(get_format(name)).items():
+            if kind == "input_quantizer" and _is_pinned(plan, name):
+                settings = {**settings, "constant_amax": PINNED_AMAX}
             _set(model, {f"{path}.{kind}" for path in paths}, settings)
     check_coverage(model, plan, family)
     recipe = get_recipe(plan.recipe, get_format(plan.format))
@@ -161,8 +166,13 @@ def folded_modules(model: nn.Module, modules: dict[str, str], family: Family) ->
 
 def observes_inputs(plan: Plan) -> bool:
     """True when ModelOpt's own pass must see activations: for input scales or for the scales of the KV cache."""
-    inputs = any(get_format(name).has_input_scale for name in plan.formats)
+    inputs = any(get_format(name).has_input_scale and not _is_pinned(plan, name) for name in plan.formats)
     return inputs or get_kv_cache(plan.kv_cache).calibrated
+
+
+def _is_pinned(plan: Plan, format_name: str) -> bool:
+    recipe = get_recipe(plan.recipe, get_format(plan.format))
+    return recipe.for_format(format_name).on("inputs") == "pinned"
 
 
 def needs_data(plan: Plan) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolchain.core.errors import UsageError
+from toolchain.quantize.recipe_patterns import Setting, asks_pinned, is_nvfp4
 
 _SAME = {
     "max": (),
@@ -62,3 +63,17 @@ def _mse(settings: Mapping[str, Any], four_over_six: bool) -> tuple[str, ...]:
         hint="set fp8_scale_sweep: true, which tries every E4M3 scale",
         code="TC-159",
     )
+
+
+def pinned_inputs(inputs: list[Setting]) -> tuple[str, ...]:
+    """The ingredient ``pinned``, where all NVFP4 inputs have a constant range; UsageError TC-159 where some do."""
+    nvfp4 = {id(item): item for item in inputs if item.enabled and is_nvfp4(item)}.values()
+    asked = {asks_pinned(item) for item in nvfp4}
+    if asked == {True, False}:
+        patterns = [item.pattern for item in nvfp4 if asks_pinned(item)]
+        raise UsageError(
+            f"the recipe fixes the input range of some NVFP4 modules ({patterns[0]}) and calibrates others",
+            hint="fix all of them, or none",
+            code="TC-159",
+        )
+    return ("pinned",) if asked == {True} else ()

@@ -21,7 +21,7 @@ from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.choices import Override
 from toolchain.plan.planner import PlanRefused
 from toolchain.plan.types import SOURCE_DTYPE
-from toolchain.quantize.recipe_algorithm import ingredients
+from toolchain.quantize.recipe_algorithm import ingredients, pinned_inputs
 from toolchain.quantize.recipe_patterns import (
     EMBEDDING,
     Patterns,
@@ -103,11 +103,12 @@ def _load(text: str) -> Any:
 
 
 def _names(quantize: Any, patterns: Patterns, info: ModelInfo) -> tuple[str, ...]:
-    paths = (info.family.to_module(linear.name) for linear in info.linears)
+    paths = [info.family.to_module(linear.name) for linear in info.linears]
     flagged = any(asks_four_over_six(patterns.of(path, "weight_quantizer")) for path in paths)
+    pinned = pinned_inputs([patterns.of(path, "input_quantizer") for path in paths])
     algorithm = quantize.algorithm
     plain = algorithm.model_dump(exclude_unset=True) if hasattr(algorithm, "model_dump") else algorithm
-    return ingredients(plain, four_over_six=flagged)
+    return (*ingredients(plain, four_over_six=flagged), *pinned)
 
 
 class _Reader:

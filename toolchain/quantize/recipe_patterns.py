@@ -17,6 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 from toolchain.formats import FORMATS, KV_CACHES, Format, get_kv_cache
+from toolchain.quantize.backend import E2M1, E4M3
+from toolchain.quantize.quantizers import PINNED_AMAX
 
 LINEAR, EMBEDDING = "nn.Linear", "nn.Embedding"
 PROBE = "model.layers.0.mlp.experts.0.gate_proj"
@@ -106,6 +108,8 @@ def _attributes(cfg: Mapping[str, Any], weights: bool) -> dict[str, Any]:
         for name, value in found.items()
         if name not in _NOT_STORED and (value != plain[name] or name in ("num_bits", "axis"))
     }
+    if kept.get("constant_amax") == PINNED_AMAX and tuple(found["num_bits"]) == E2M1:
+        kept.pop("constant_amax")  # an ingredient of the recipe, not another format
     blocks = kept.get("block_sizes")
     if blocks:
         kept.pop("axis", None)
@@ -116,6 +120,18 @@ def _attributes(cfg: Mapping[str, Any], weights: bool) -> dict[str, Any]:
             blocks.pop("type", None)
         kept["block_sizes"] = blocks
     return kept
+
+
+def is_nvfp4(setting: Setting) -> bool:
+    """True for E2M1 in blocks under E4M3 scales."""
+    attributes = _attributes(setting.cfg, weights=False) if isinstance(setting.cfg, dict) else {}
+    scales = attributes.get("block_sizes", {}).get("scale_bits")
+    return setting.enabled and (attributes.get("num_bits"), scales) == (E2M1, E4M3)
+
+
+def asks_pinned(setting: Setting) -> bool:
+    """True when the input range of NVFP4 is fixed so that its scale is 1."""
+    return is_nvfp4(setting) and (setting.cfg or {}).get("constant_amax") == PINNED_AMAX
 
 
 def asks_four_over_six(setting: Setting) -> bool:

@@ -84,4 +84,12 @@ INGREDIENTS: tuple[Ingredient, ...] = (
         formats=("nvfp4",),
         source="ModelOpt nvfp4_act_headroom",
     ),
+    Ingredient(
+        name="pinned",
+        title="input scales of 1: blocks are scaled as they come at run time, and no data is needed",
+        axis="inputs",
+        formats=("nvfp4",),
+        needs_data=False,
+        source="ModelOpt constant_amax 2688, recipe nvfp4_experts_only_input_scale1-kv_fp8_cast",
+    ),
 )

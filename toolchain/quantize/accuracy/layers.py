@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from toolchain.core.errors import ToolchainError
+from toolchain.modeling.decoder import find_decoder_layers
 
 
 class _Enough(Exception):
@@ -141,12 +142,11 @@ def _unquantized_copy(layer: nn.Module) -> nn.Module:
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """(module path, list) of the decoder's layers. ToolchainError when there is no list of that length."""
-    count = model.config.get_text_config().num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and path.endswith("layers") and len(module) == count:
-            return path, module
+    found = find_decoder_layers(model)
+    if found is not None:
+        return found
     raise ToolchainError(
-        f"{type(model).__name__} has no list of {count} decoder layers",
+        f"{type(model).__name__} has no list of {model.config.get_text_config().num_hidden_layers} decoder layers",
         hint="use --recipe max, which needs no walk through the layers",
         code="TC-209",
     )
