@@ -23,7 +23,7 @@ NAME := $(shell printf %s "$(BASE)-$(FORMAT)$(if $(filter-out local,$(TARGET)),-
 	| tr A-Z a-z | sed 's/[^a-z0-9._-][^a-z0-9._-]*/-/g')
 ENGINE ?= engines/$(NAME)
 
-.PHONY: engine demo triton serve bench test test-slow test-matrix check docs goldens gpu-check tritonserver doctor clean help
+.PHONY: engine demo triton serve bench test test-slow test-matrix lm-eval check docs goldens gpu-check tritonserver doctor clean help
 
 engine: $(READY) $(if $(MODEL),,demo) ## plan, quantize, verify, evaluate, build and render MODEL
 	$(TOOLCHAIN) engine "$(SOURCE)" --format $(FORMAT) --gpu $(GPU) --target $(TARGET) $(ARGS)
@@ -40,7 +40,7 @@ serve: $(READY) tritonserver ## serve ENGINE with a real tritonserver
 bench: $(READY) tritonserver ## start a server for ENGINE and measure it
 	$(TOOLCHAIN) bench "$(ENGINE)" $(ARGS)
 
-test: check tritonserver ## lint, then the whole test suite
+test: check tritonserver lm-eval ## lint, then the whole test suite
 	$(VENV)/bin/python -m pytest
 
 test-slow: $(READY) tritonserver ## the longer tests
@@ -65,6 +65,13 @@ goldens: $(READY) ## write tests/golden again from what the code does now; revie
 
 tritonserver: $(READY) ## install a real tritonserver apart from the environment (186 MB, once)
 	$(TOOLCHAIN) triton install
+
+lm-eval: $(VENV)/lm-eval/.installed ## put lm-evaluation-harness beside the environment, for `evaluate --tasks` (200 MB, once)
+
+$(VENV)/lm-eval/.installed: $(READY) requirements-lm-eval.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/lm-eval -r requirements-lm-eval.lock
+	touch $@
 
 gpu-check: ## on a machine with an NVIDIA GPU: quantize, export and run on CUDA, compare with the CPU
 	$(if $(wildcard $(READY)),$(VENV)/bin/python,$(PYTHON)) benchmarks/gpu_check.py

@@ -1,7 +1,7 @@
 """The catalogue of numbered errors and findings, for ``toolchain explain CODE``: one file per range.
 
 0xx input and files, 1xx planning, 2xx quantization, 3xx verification, 4xx build, 5xx runtime and evaluation,
-6xx Triton and serving, 7xx benchmarks, 8xx reports. Each file holds ``CODES``: code -> (title, what to do).
+6xx Triton and serving, 7xx benchmarks, 8xx reports, 9xx publishing. Each file holds ``CODES``: code -> (title, what to do).
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from toolchain.core.codes import (
     c3_verify,
     c4_build,
     c5_runtime,
+    c5_tasks,
     c6_triton,
     c7_bench,
     c8_report,
+    c9_publish,
 )
 
 CODES: dict[str, tuple[str, str]] = {
@@ -25,7 +27,9 @@ CODES: dict[str, tuple[str, str]] = {
     **c3_verify.CODES,
     **c4_build.CODES,
     **c5_runtime.CODES,
+    **c5_tasks.CODES,
     **c6_triton.CODES,
     **c7_bench.CODES,
     **c8_report.CODES,
+    **c9_publish.CODES,
 }
