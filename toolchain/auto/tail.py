@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from toolchain.core.errors import ToolchainError
-from toolchain.evaluate.compare import token_kl
+from toolchain.evaluate.divergence import token_kl
 from toolchain.quantize.accuracy.layers import decoder_layers
 
 ROWS = 256

@@ -1,4 +1,4 @@
-"""Text from local files: text, JSONL, or a directory of them."""
+"""Text from local files: text, JSONL, Parquet, or a directory of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from toolchain.core.errors import ToolchainError, UsageError
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+PARQUET_SUFFIXES = (".parquet",)
+KNOWN_SUFFIXES = JSONL_SUFFIXES + TEXT_SUFFIXES + PARQUET_SUFFIXES
 """Files of a directory that are read; a single file of any other name is read as text as well."""
+PARQUET_ROWS = 256
+"""Rows that are decoded at a time."""
 
 Message = dict[str, str]
 Sample = str | list[Message]
@@ -19,12 +23,12 @@ Sample = str | list[Message]
 
 
 def read_texts(path: Path) -> Iterator[Sample]:
-    """Samples of a text file (one), a JSONL file (one per line), or a directory of them in order of their
-    names.
+    """Samples of a text file (one), a JSONL file (one per line), a Parquet file (one per row), or a directory of
+    them in order of their names.
 
-    Lines of JSONL are objects with ``text`` (a string) or ``messages`` (a list of role and content); blank
-    lines and empty texts are skipped. Raises UsageError (TC-520) when there is nothing, ToolchainError
-    (TC-521) with file and line for what cannot be read.
+    Lines of JSONL, like rows of Parquet, are objects with ``text`` (a string) or ``messages`` (a list of role and
+    content); blank lines and empty texts are skipped. Raises UsageError (TC-520) when there is nothing,
+    ToolchainError (TC-521) with file and line for what cannot be read.
     """
     path = Path(path)
     found = False
@@ -42,13 +46,17 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UsageError(
-            f"{path} does not exist", hint="give a text file, a JSONL file or a directory", code="TC-520"
+            f"{path} does not exist",
+            hint="give a text, JSONL or Parquet file, or a directory of them",
+            code="TC-520",
         )
-    known = JSONL_SUFFIXES + TEXT_SUFFIXES
-    return sorted(file for file in path.rglob("*") if file.suffix in known and file.is_file())
+    return sorted(file for file in path.rglob("*") if file.suffix in KNOWN_SUFFIXES and file.is_file())
 
 
 def _read(file: Path) -> Iterator[Sample]:
+    if file.suffix in PARQUET_SUFFIXES:
+        yield from _read_parquet(file)
+        return
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -62,6 +70,23 @@ def _read(file: Path) -> Iterator[Sample]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _sample(line, f"{file}:{number}")
+
+
+def _read_parquet(file: Path) -> Iterator[Sample]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    yield sample_of(row, f"{file} row {number}")
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise ToolchainError(
+            f"{file} is not a Parquet file that can be read: {error}", hint="fetch it again", code="TC-521"
+        ) from error
 
 
 def _sample(line: str, where: str) -> Sample:

@@ -11,58 +11,83 @@ from toolchain.core.files import read_json
 from toolchain.core.findings import Finding
 from toolchain.core.progress import Progress, Silent
 from toolchain.data.overlap import shared_fraction
-from toolchain.data.texts import read_texts
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.evaluate.compare import Metrics, compare_models
-from toolchain.evaluate.perplexity import perplexity
-from toolchain.evaluate.tokens import begin_token, encode_samples, token_hash
+from toolchain.evaluate.run import EMULATIONS, Run, run_evaluation
+from toolchain.evaluate.tokens import begin_token, encode_sources, token_hash
 from toolchain.runtime.location import locate
 from toolchain.runtime.model import load_model, resolve_device
 
 MOST_OVERLAP = 0.05
 """Boilerplate, such as licence headers, recurs in any two texts of a kind."""
+Data = Path | str | Sequence[Path | str]
 
 
 def evaluate_checkpoint(
     directory: Path,
     *,
     baseline: Path | None,
-    data: Path,
+    data: Data,
     max_tokens: int,
     window: int = 512,
+    stride: int | None = None,
     device: str = "auto",
+    emulation: str = "target",
+    prompts: Path | Sequence[str] | None = None,
+    generations: int | None = 4,
+    state: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run the bytes of ``directory`` (engine or checkpoint) on ``data`` and return a JSON-able report.
+    """Run the bytes of ``directory`` (engine or checkpoint) on ``data`` and return the report: JSON, see README.md.
 
-    With ``baseline`` (the model it was made of) the report has all of ``Metrics``, else ``ppl`` and
-    ``tokens``. ``data`` says what was measured on, with a hash of the tokens: two reports compare only when
-    it is equal.
+    ``baseline``: the model it was made of; without it only perplexity is measured. ``data``: paths or names of hub
+    data sets. ``emulation``: what the main figures are of, ``target`` (activations and KV cache rounded as the target
+    would) or ``weights``; both stand in ``variants``. ``generations``: how many prompts are answered, from
+    ``prompts`` or else from the text; None: all of ``prompts``. ``state``: a directory that keeps finished batches,
+    so that a run that was killed goes on; removed at the end.
     """
+    progress = progress or Silent()
+    if emulation not in EMULATIONS:
+        raise UsageError(
+            f"unknown emulation {emulation!r}", hint=f"one of {', '.join(EMULATIONS)}", code="TC-523"
+        )
     checkpoint = locate(directory).checkpoint
     tokenizer = load_tokenizer(checkpoint)
-    tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens, window=window)
-    bos = begin_token(tokenizer)
-    overlap = calibration_overlap(checkpoint, tokens, progress or Silent())
-    report: dict[str, Any] = {"checkpoint": str(directory), "baseline": baseline and str(baseline)}
-    if baseline is None:
-        model = _load(checkpoint, device, progress)
-        figures = perplexity(model, tokens, window=window, bos=bos, progress=progress)
-        report |= {"tokens": figures["tokens"], "ppl": figures["ppl"]}
-    else:
-        metrics = compare(
-            checkpoint, baseline, tokens, window=window, bos=bos, device=device, progress=progress
-        )
-        report |= metrics.to_json()
-    report["data"] = {
-        "source": str(data),
-        "tokens": len(tokens),
-        "token_hash": token_hash(tokens),
-        "window": window,
-        "bos": bos is not None,
-        "calibration_overlap": overlap,
+    sources = [data] if isinstance(data, (str, Path)) else list(data)
+    tokens = encode_sources(tokenizer, sources, max_tokens=max_tokens, window=window)
+    if baseline is not None:
+        _refuse_other_vocabulary(tokenizer, locate(baseline).checkpoint)
+    overlap = calibration_overlap(checkpoint, tokens, progress)
+    run = Run(
+        checkpoint=checkpoint,
+        baseline=locate(baseline).checkpoint if baseline is not None else None,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        bos=begin_token(tokenizer),
+        window=window,
+        stride=stride or window,
+        device=device,
+        emulation=emulation,
+        prompts=prompts,
+        generations=generations,
+    )
+    figures = run_evaluation(run, state, progress)
+    return {
+        "schema_version": 2,
+        "checkpoint": str(directory),
+        "baseline": None if baseline is None else str(baseline),
+        "emulation": emulation,
+        "data": {
+            "source": ", ".join(map(str, sources)),
+            "tokens": len(tokens),
+            "token_hash": token_hash(tokens),
+            "window": run.window,
+            "stride": run.stride,
+            "bos": run.bos is not None,
+            "calibration_overlap": overlap,
+        },
+        **figures,
     }
-    return report
 
 
 def calibration_overlap(checkpoint: Path, tokens: Sequence[int], progress: Progress) -> float | None:
@@ -104,17 +129,16 @@ def compare(
     tokenizer = load_tokenizer(checkpoint)
     _refuse_other_vocabulary(tokenizer, baseline)
     if isinstance(data, Path):
-        tokens = encode_samples(tokenizer, read_texts(data), max_tokens=max_tokens or 2**31, window=window)
+        tokens = encode_sources(tokenizer, [data], max_tokens=max_tokens or 2**31, window=window)
         bos = begin_token(tokenizer)
     else:
         tokens = list(data)[:max_tokens]
-    model, reference = _load(checkpoint, device, progress), _load(baseline, device, progress)
+    target = resolve_device(device)
+    model, reference = (
+        load_model(path, device=target, dtype=None, emulate_activations=True)
+        for path in (checkpoint, baseline)
+    )
     return compare_models(model, reference, tokens, window=window, bos=bos, progress=progress)
-
-
-def _load(checkpoint: Path, device: str, progress: Progress | None) -> Any:
-    (progress or Silent()).note(f"loading {checkpoint}")
-    return load_model(checkpoint, device=resolve_device(device), dtype=None, emulate_activations=True)
 
 
 def _refuse_other_vocabulary(tokenizer: Any, baseline: Path) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.progress import Progress, Silent
+from toolchain.evaluate.divergence import score_tokens
 from toolchain.evaluate.windows import batches, count_batches, cut, fitting_batch_size
 
 if TYPE_CHECKING:
     import torch
 
-ROWS = 256
-"""Positions whose distributions are held in float64 at a time."""
 Logits = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
@@ -67,14 +66,6 @@ def perplexity(
     for batch in bar.track(work, description="perplexity", total=count_batches(windows, size)):
         logits = batch.predictions(forward(batch.input_ids))
         targets = batch.targets().to(logits.device)
-        for at in range(0, len(targets), ROWS):
-            total += float(token_nll(logits[at : at + ROWS], targets[at : at + ROWS]).sum())
+        total += float(score_tokens(None, {"model": logits}, targets)["model/nll"].sum())
         tokens += len(targets)
     return {"nll": total / tokens, "ppl": math.exp(total / tokens), "tokens": tokens}
-
-
-def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Negative log likelihood [N] float64 in nats of ``targets`` [N] under ``logits`` [N, V]."""
-    import torch
-
-    return -torch.log_softmax(logits.double(), dim=-1).gather(-1, targets[:, None])[:, 0]

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import UsageError
+from toolchain.data.sources import read_source
 from toolchain.data.texts import Sample
 
 LOOK_AHEAD = 64
 """How many times ``max_tokens`` are encoded at most, to choose from."""
+
+
+def encode_sources(
+    tokenizer: Any, sources: Sequence[str | Path], *, max_tokens: int, window: int
+) -> list[int]:
+    """``encode_samples`` of several sources, an equal share of whole windows from each, in their order."""
+    share = max_tokens
+    if len(sources) > 1:
+        share = max(window, max_tokens // len(sources) // window * window)
+    parts = [
+        encode_samples(tokenizer, read_source(source), max_tokens=share, window=window) for source in sources
+    ]
+    return [token for part in parts for token in part]
 
 
 def encode_samples(tokenizer: Any, samples: Iterable[Sample], *, max_tokens: int, window: int) -> list[int]:

@@ -24,6 +24,9 @@ class Window:
     """First token whose probability counts; those before it are context."""
     end: int
     """One past the last token."""
+    fresh: int
+    """First token that no earlier window holds: what is measured per position (routing, hidden states) counts from
+    here, so that no token counts twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class WindowBatch:
     """[B, T] int64, BOS included if there is one."""
     first: int
     """Position of ``input_ids`` that the first scored token is at; its logits are one position earlier."""
+    fresh: int
+    """Position of the first token that no earlier window holds; BOS never counts."""
 
     def targets(self) -> torch.Tensor:
         """[B * n] ids of the scored tokens."""
@@ -62,7 +67,7 @@ def cut(tokens: int, *, window: int, stride: int, bos: bool) -> list[Window]:
         end = min(start + window, tokens)
         first = max(scored, start if bos else start + 1)
         if first < end:
-            windows.append(Window(start=start, first_scored=first, end=end))
+            windows.append(Window(start=start, first_scored=first, end=end, fresh=max(scored, start)))
         scored = end
         if end == tokens:
             break
@@ -80,15 +85,16 @@ def batches(
     import torch
 
     prefix = [] if bos is None else [bos]
-    for (_, first), group in groupby(windows, _geometry):
+    for (_, first, fresh), group in groupby(windows, _geometry):
         rows = [prefix + list(token_ids[item.start : item.end]) for item in group]
         for at in range(0, len(rows), batch_size):
-            yield WindowBatch(input_ids=torch.tensor(rows[at : at + batch_size]), first=first + len(prefix))
+            ids = torch.tensor(rows[at : at + batch_size])
+            yield WindowBatch(input_ids=ids, first=first + len(prefix), fresh=fresh + len(prefix))
 
 
-def _geometry(window: Window) -> tuple[int, int]:
+def _geometry(window: Window) -> tuple[int, int, int]:
     """Length and context of a window."""
-    return window.end - window.start, window.first_scored - window.start
+    return window.end - window.start, window.first_scored - window.start, window.fresh - window.start
 
 
 def count_batches(windows: Sequence[Window], batch_size: int) -> int:
@@ -96,6 +102,6 @@ def count_batches(windows: Sequence[Window], batch_size: int) -> int:
     return sum(-(-len(list(group)) // batch_size) for _, group in groupby(windows, _geometry))
 
 
-def fitting_batch_size(window: int, vocab_size: int) -> int:
-    """Rows whose float32 logits stay within ``LOGITS_BYTES``, 1 to 8."""
-    return max(1, min(8, LOGITS_BYTES // (4 * window * vocab_size)))
+def fitting_batch_size(window: int, vocab_size: int, *, kept_bytes: int = 0) -> int:
+    """Rows whose float32 logits, and ``kept_bytes`` more per token, stay within ``LOGITS_BYTES``, 1 to 8."""
+    return max(1, min(8, LOGITS_BYTES // (window * (4 * vocab_size + kept_bytes))))

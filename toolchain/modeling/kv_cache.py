@@ -16,6 +16,7 @@ from torch import nn
 
 from toolchain.codecs import e2m1, fp8
 from toolchain.core.errors import ToolchainError
+from toolchain.modeling.emulation import Emulation
 
 INTERFACES = {"sdpa": "toolchain_quantized_kv", "eager": "toolchain_quantized_kv_eager"}
 """Attention of transformers -> the name of ours, which rounds and calls it."""
@@ -27,15 +28,19 @@ ROUNDING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 """``kv_cache_quant_algo`` -> what keys and values become under their scale; NVFP4 in blocks of 16 along head_dim."""
 
 
-def emulate_kv_cache(model: Any, quant_algo: str, scales: dict[str, dict[str, float]]) -> None:
+def emulate_kv_cache(
+    model: Any, quant_algo: str, scales: dict[str, dict[str, float]], switches: Emulation | None = None
+) -> None:
     """``scales`` maps attention module path -> {"k_scale", "v_scale"}; both or neither must be there.
 
-    Without any, every attention with a k_proj and a v_proj is given 1.0, as runtimes do for FP8.
+    Without any, every attention with a k_proj and a v_proj is given 1.0, as runtimes do for FP8. ``switches`` leave the
+    rounding out of single forwards later.
     """
+    switches = switches or Emulation()
     if quant_algo not in ROUNDING:
         raise ToolchainError(
             f"the checkpoint was made for a {quant_algo} KV cache, which is not emulated here ({', '.join(ROUNDING)})",
-            hint="load with emulate_activations=False",
+            hint="evaluate with --emulation weights, or load with emulate_activations=False",
             code="TC-510",
         )
     scales = scales or {path: {"k_scale": 1.0, "v_scale": 1.0} for path in _attentions(model)}
@@ -53,7 +58,9 @@ def emulate_kv_cache(model: Any, quant_algo: str, scales: dict[str, dict[str, fl
                 f"{path} has only {sorted(pair)}, expected k_scale and v_scale", code="TC-305"
             )
         module = model.get_submodule(path)
-        module.toolchain_kv = (quant_algo, *(torch.tensor(pair[name]) for name in ("k_scale", "v_scale")))
+        pair_of_scales = (torch.tensor(pair[name]) for name in ("k_scale", "v_scale"))
+        module.toolchain_kv = (switches, quant_algo, *pair_of_scales)
+    switches.rounds_kv_cache = bool(scales)
     if scales:
         _register(kind)
         model.set_attn_implementation(INTERFACES[kind])
@@ -78,7 +85,9 @@ def _register(kind: str) -> None:
 def _rounded(module: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not hasattr(module, "toolchain_kv"):
         return key, value
-    quant_algo, k_scale, v_scale = module.toolchain_kv
+    switches, quant_algo, k_scale, v_scale = module.toolchain_kv
+    if not switches.kv_cache:
+        return key, value
     rounding = ROUNDING[quant_algo]
     return rounding(key, k_scale.to(key.device)), rounding(value, v_scale.to(value.device))
 

@@ -22,6 +22,7 @@ from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import read_json
 from toolchain.families import get_family
 from toolchain.formats import WEIGHT_SCALES
+from toolchain.modeling.emulation import ATTRIBUTE, Emulation
 from toolchain.modeling.experts import unfuse_experts
 from toolchain.modeling.filling import Filler, empty_model, quiet_transformers
 from toolchain.modeling.kv_cache import emulate_kv_cache
@@ -97,17 +98,20 @@ def load_checkpoint(
     """Any exported or plain checkpoint directory as a transformers CausalLM in evaluation mode.
 
     ``emulate_activations=False`` computes on unquantized activations and cache (weight-only view); AWQ's channel scales
-    are applied all the same. Raises ToolchainError when tensors are missing or belong to no module.
+    are applied all the same. With it, ``modeling/emulation.py`` switches the rounding off and on again. Raises
+    ToolchainError when tensors are missing or belong to no module.
     """
     reader = open_source(directory)
     # Published FP8 and MXFP4 files have no activations that were calibrated: they stand for their values.
     quant = None if isinstance(reader, QuantizedSource) else read_quant_config(directory)
     filler = _fill(directory, reader, quant, dtype)
     model = filler.model.eval().to(device)
+    switches = Emulation()
     for quantized in filler.inputs:
-        quantized.attach(device, emulate=emulate_activations)
+        quantized.attach(device, emulate=emulate_activations, switches=switches)
     if emulate_activations and quant and quant.kv_cache_quant_algo:
-        emulate_kv_cache(model, quant.kv_cache_quant_algo, filler.kv_scales)
+        emulate_kv_cache(model, quant.kv_cache_quant_algo, filler.kv_scales, switches)
+    setattr(model, ATTRIBUTE, switches)
     return model
 
 

@@ -73,6 +73,20 @@ CODES: dict[str, tuple[str, str]] = {
         "Bad evaluation settings",
         "window >= 2 tokens, 1 <= stride <= window, and at least two tokens of data.",
     ),
+    "TC-526": (
+        "The state of an interrupted evaluation cannot be used",
+        "It holds the batches that were finished. Remove the directory that the message names: the evaluation begins "
+        "anew.",
+    ),
+    "TC-527": (
+        "The model computes what is not a number",
+        "Logits with NaN or infinity have no perplexity. `toolchain verify` audits the scales; evaluate with "
+        "--emulation weights to see whether it is the rounding of activations.",
+    ),
+    "TC-528": (
+        "No prompts to generate from",
+        "A file of prompts holds one per line, or is JSONL with `text` or `messages` per line.",
+    ),
     "TC-525": (
         "The evaluation text was calibrated on",
         "A warning: runs of 32 tokens of it stand in the calibration text, and figures on it flatter the checkpoint.",
