@@ -27,7 +27,8 @@ class CheckpointReader:
                 hint="a model with config.json alone can be planned, not quantized: fetch its weights",
                 code="TC-303",
             )
-        self.infos: dict[str, TensorInfo] = {info.name: info for info in tensors}
+        self.stored: dict[str, TensorInfo] = {info.name: info for info in tensors}
+        self.infos = self.stored
         self._open: dict[str, Any] = {}
 
     def get(self, name: str) -> torch.Tensor:

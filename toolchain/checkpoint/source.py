@@ -23,7 +23,7 @@ class QuantizedSource(CheckpointReader):
 
     def __init__(self, directory: Path, scheme: Scheme) -> None:
         super().__init__(directory)
-        self.scheme, self.stored = scheme, self.infos
+        self.scheme = scheme
         self.infos = {info.name: info for info in logical_tensors(scheme, self.stored.values())}
         self._pairs: dict[str, tuple[TensorInfo, TensorInfo]] = {}
         for info in self.stored.values():
@@ -45,6 +45,10 @@ class QuantizedSource(CheckpointReader):
             return None
         weight, scale = (self._shard(info.file).get_tensor(info.name) for info in self._pairs[name])
         return {"weight": weight, "weight_scale_inv" if self.scheme.method == FP8 else "weight_scale": scale}
+
+    def pair(self, name: str) -> tuple[TensorInfo, TensorInfo]:
+        """The stored tensors, codes and scales, of a quantized tensor by its name in the model."""
+        return self._pairs[name]
 
     def get(self, name: str) -> torch.Tensor:
         codes = self.codes(name)

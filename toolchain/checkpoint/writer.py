@@ -63,14 +63,23 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _name_shards(directory: Path, written: list[tuple[Path, list[str]]], total: int) -> None:
-    """The number of shards is known only at the end; a single one goes without index, as on the hub."""
-    if len(written) == 1:
-        written[0][0].rename(directory / "model.safetensors")
-        return
+    """The number of shards is known only at the end."""
     weight_map: dict[str, str] = {}
-    for index, (path, names) in enumerate(written, start=1):
-        final = f"model-{index:05d}-of-{len(written):05d}.safetensors"
+    for final, (path, names) in zip(shard_names(len(written)), written, strict=True):
         path.rename(directory / final)
         weight_map |= dict.fromkeys(names, final)
-    index_json = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    atomic_write_json(directory / "model.safetensors.index.json", index_json)
+    write_index(directory, weight_map, total)
+
+
+def shard_names(count: int) -> list[str]:
+    """File names of ``count`` shards, as on the hub."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
+
+
+def write_index(directory: Path, weight_map: dict[str, str], total: int) -> None:
+    """The index of several shards (tensor name -> file); a single one goes without. ``total``: bytes of data."""
+    if len(set(weight_map.values())) > 1:
+        index_json = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        atomic_write_json(directory / "model.safetensors.index.json", index_json)

@@ -6,8 +6,9 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, TypeVar
 
 import click
@@ -119,3 +120,56 @@ class Terminal:
                 last = now
                 left = f", about {(now - started) / count * (total - count):.0f} s left" if total else ""
                 self.note(f"{description}: {count}{f' of {total}' if total else ''}{left}")
+
+    @contextlib.contextmanager
+    def meter(self, *, description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+        if sys.stderr.isatty():
+            with _byte_bar() as bar:
+                task = bar.add_task(description, total=total_bytes, memory="")
+                yield lambda count: bar.update(task, advance=count, memory=_memory())
+            return
+        yield _LoggedMeter(self, description, total_bytes)
+
+
+class _LoggedMeter:
+    """A line every few seconds."""
+
+    def __init__(self, terminal: Terminal, description: str, total: int) -> None:
+        self._terminal, self._description, self._total = terminal, description, total
+        self._done, self._started, self._lock = 0, time.monotonic(), threading.Lock()
+        self._last = self._started
+
+    def __call__(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            now = time.monotonic()
+            if now - self._last < Terminal.LOG_EVERY_S or not self._done:
+                return
+            self._last = now
+        rate = self._done / (now - self._started)
+        self._terminal.note(
+            f"{self._description}: {size(self._done)} of {size(self._total)}, {size(int(rate))}/s, "
+            f"about {(self._total - self._done) / rate:.0f} s left, {_memory()}"
+        )
+
+
+def _byte_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import TimeRemainingColumn as Eta
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        Eta(),
+        TextColumn("{task.fields[memory]}"),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _memory() -> str:
+    from toolchain.core.environment import memory_bytes
+
+    return f"memory {size(memory_bytes())}"

@@ -32,6 +32,14 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_bytes() -> int:
+    """Resident set of this process now; its peak where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        return peak_memory_bytes()
+    return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
 def git_commit() -> str | None:
     """Commit of the toolchain's own checkout, with ``+changes`` when it is dirty; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +175,15 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def hash_tree(root: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every regular file below ``root``, hidden ones excluded, sorted by path."""
+def hash_tree(root: Path, *, skip: Container[str] = ()) -> dict[str, str]:
+    """Relative path -> SHA-256 of every regular file below ``root``, hidden ones excluded, sorted by path.
+
+    ``skip``: relative paths whose hash is known already.
+    """
     files = sorted(path for path in root.rglob("*") if path.is_file())
     relative = [path.relative_to(root) for path in files]
     return {
         str(name): sha256_file(root / name)
         for name in relative
-        if not any(p.startswith(".") for p in name.parts)
+        if str(name) not in skip and not any(p.startswith(".") for p in name.parts)
     }

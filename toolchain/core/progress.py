@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -15,6 +16,10 @@ class Progress(Protocol):
     def track(self, items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
         """Yield ``items`` while drawing a bar with rate and ETA."""
 
+    def meter(self, *, description: str, total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar in bytes, with bytes per second, ETA and this process's memory: call what it gives with each number of
+        bytes that is done, from any thread."""
+
 
 class Silent:
     """Progress that draws nothing: the default of every room, and what tests use."""
@@ -24,3 +29,7 @@ class Silent:
 
     def track(self, items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
         yield from items
+
+    @contextmanager
+    def meter(self, *, description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+        yield lambda count: None

@@ -6,7 +6,6 @@ stay those of the hub, and nothing depends on how transformers renames modules.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,43 +13,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolchain.checkpoint.quant_config import (
-    FILE,
-    MIXED,
-    PUBLISHED_MXFP4,
-    TIED_HEAD,
-    QuantConfig,
-    algo_per_module,
-    render_flat,
-    render_legacy,
-    summarize_excluded,
-)
 from toolchain.checkpoint.source import open_source
 from toolchain.checkpoint.writer import write_shards
 from toolchain.codecs import get_codec
 from toolchain.codecs.fused import fuse_experts
 from toolchain.core.errors import ToolchainError
-from toolchain.core.files import atomic_write_json, read_json
 from toolchain.core.progress import Progress
-from toolchain.core.roles import Role
 from toolchain.families import Family
-from toolchain.families.fused import MXFP4
 from toolchain.formats import get_format, get_kv_cache
-from toolchain.models.types import TensorInfo
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import scales
 from toolchain.quantize.accuracy import Applied
-
-SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
-"""What travels beside the weights: tokenizer, generation config, templates, licences."""
-NOT_COPIED = (
-    "config.json",
-    FILE,
-    "model.safetensors.index.json",
-    "plan.json",
-    "quantize.json",
-    "coverage.json",
-)
+from toolchain.quantize.export_configs import copy_side_files, is_matrix, write_configs
 
 
 class Exporter:
@@ -65,21 +39,11 @@ class Exporter:
     def write(self, directory: Path, progress: Progress) -> int:
         """Shards, configs and side files into ``directory``; returns bytes of tensor data."""
         total = write_shards(directory, self._tensors(progress))
-        quantized = [name for name in self._modules() if self._format(name) != SOURCE_DTYPE]
-        self._write_configs(directory, quantized)
-        self._copy_side_files(directory)
+        config: Any = self.model.config
+        tied = config.get_text_config().tie_word_embeddings
+        write_configs(directory, self.plan, self.reader, self.family, tied=tied)
+        copy_side_files(self.source, directory)
         return total
-
-    def _modules(self) -> Iterator[str]:
-        """Names of modules with a matrix: what a quantization config speaks about."""
-        for info in self.reader.infos.values():
-            module, suffix = self.family.split(info.name)
-            if suffix == "weight" and self._is_matrix(module, info):
-                yield module
-
-    def _is_matrix(self, module: str, info: TensorInfo) -> bool:
-        """True for what a format can be given to: [out, in], or the fused experts of a layer."""
-        return len(info.shape) == 2 or (len(info.shape) == 3 and self.family.is_fused(module))
 
     def _format(self, module: str) -> str:
         return self.plan.format_of(self.family, module)
@@ -89,7 +53,7 @@ class Exporter:
         for name in progress.track(infos, description="export", total=len(infos)):
             module, suffix = self.family.split(name)
             format_name = self._format(module)
-            quantized = format_name != SOURCE_DTYPE and self._is_matrix(module, infos[name])
+            quantized = format_name != SOURCE_DTYPE and is_matrix(self.family, module, infos[name])
             if suffix == "weight" and quantized and self.family.is_fused(module):
                 yield from self._pack_fused(module, format_name, infos[name].shape[0])
             elif suffix == "weight" and quantized:
@@ -122,47 +86,6 @@ class Exporter:
         if parent in self.kv and projection in ("k_proj", "v_proj"):
             index = 0 if projection == "k_proj" else 1
             yield f"{module}.{projection[0]}_scale", self.kv[parent][index]
-
-    def _write_configs(self, directory: Path, quantized: list[str]) -> None:
-        import modelopt
-
-        if self.family.fuses_experts and self.plan.format == MXFP4:
-            config = {**read_json(self.source / "config.json"), "quantization_config": PUBLISHED_MXFP4}
-            atomic_write_json(directory / "config.json", config)
-            return
-        taken = {name: get_format(self._format(name)) for name in quantized}
-        excludable = [name for name in (*self._modules(), *self._tied_head()) if name not in taken]
-        algos = {found.quant_algo for found in taken.values()}
-        # A quantized head is read from the list of MIXED_PRECISION only (TensorRT-LLM, ``modeling_utils.py``).
-        mixed = len(algos) > 1 or any(self.family.classify(name).role is Role.LM_HEAD for name in taken)
-        legacy = render_legacy(
-            QuantConfig(
-                quant_algo=MIXED if mixed else algos.pop(),
-                quantized_layers=algo_per_module(taken, self.family) if mixed else {},
-                kv_cache_quant_algo=get_kv_cache(self.plan.kv_cache).quant_algo,
-                exclude_modules=summarize_excluded(self._linear_like(excludable), taken),
-                producer_version=modelopt.__version__,
-            )
-        )
-        atomic_write_json(directory / FILE, legacy)
-        config = {**read_json(self.source / "config.json"), "quantization_config": render_flat(legacy)}
-        atomic_write_json(directory / "config.json", config)
-
-    def _tied_head(self) -> tuple[str, ...]:
-        """A head that shares the embedding's weight is no tensor here, but runtimes build a module for it."""
-        config: Any = self.model.config
-        tied = config.get_text_config().tie_word_embeddings
-        return (TIED_HEAD,) if tied and f"{TIED_HEAD}.weight" not in self.reader.infos else ()
-
-    def _linear_like(self, names: list[str]) -> list[str]:
-        """Matrices that a runtime could take for a Linear; norms have none, everything else is listed."""
-        return [name for name in names if self.family.classify(name).role is not Role.NORM]
-
-    def _copy_side_files(self, directory: Path) -> None:
-        for pattern in SIDE_FILES:
-            for path in sorted(self.source.glob(pattern)):
-                if path.is_file() and path.name not in NOT_COPIED:
-                    shutil.copyfile(path, directory / path.name)
 
 
 def require_kv_scales(exporter: Exporter, plan: Plan, layers: int) -> None:

@@ -1,0 +1,1 @@
+"""Quantize models far larger than memory. See README.md of this room."""

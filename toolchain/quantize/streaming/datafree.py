@@ -1,0 +1,280 @@
+"""Quantize without data: shard by shard, tensor by tensor, in memory that does not grow with the model.
+
+No model code runs: what is done follows from the plan and from the names in the files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import sched_getaffinity
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolchain.checkpoint.shard_file import ShardFile
+from toolchain.checkpoint.source import QuantizedSource, open_source
+from toolchain.checkpoint.writer import write_index
+from toolchain.core.environment import package_versions, peak_memory_bytes
+from toolchain.core.files import (
+    atomic_write_json,
+    hash_tree,
+    refuse_to_replace_source,
+    require_free_bytes,
+    sha256_file,
+    sha256_json,
+)
+from toolchain.core.progress import Progress, Silent
+from toolchain.families import Family
+from toolchain.formats import get_format
+from toolchain.modeling.loading import pick_device
+from toolchain.models.config import config_dtype, read_config, text_config
+from toolchain.models.reader import resolve_model
+from toolchain.plan.rules import require_allowed
+from toolchain.plan.types import Plan
+from toolchain.quantize.export_configs import copy_side_files, write_configs
+from toolchain.quantize.streaming.journal import Journal, open_journal, publish
+from toolchain.quantize.streaming.outline import Item, Outline, Shard, make_outline
+from toolchain.quantize.streaming.pack import Packer
+from toolchain.quantize.streaming.rows import TORCH_DTYPES, Rows
+from toolchain.recipes import get_recipe
+
+AHEAD = 2
+"""Items per thread that are handed out, and whose bytes the kernel is asked to fetch, before they are worked on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened source and what is to become of it."""
+
+    plan: Plan
+    directory: Path
+    family: Family
+    outline: Outline
+    rows: Rows
+
+
+def quantize_stream(
+    plan: Plan,
+    output: Path,
+    family: Family,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantize ``plan.model`` into ``output`` without data, and return the manifest (also quantize.json there).
+
+    A run that ends early leaves its finished shards beside ``output``; the same call goes on with them.
+    """
+    progress = progress or Silent()
+    require_allowed(plan)
+    started = time.monotonic()
+    source = open_stream(plan, family)
+    refuse_to_replace_source(output, source.directory)
+    with open_journal(output, settings(source), force=force, progress=progress) as journal:
+        hashes = journal.finished([shard.file for shard in source.outline.shards], progress)
+        todo = [shard for shard in source.outline.shards if shard.file not in hashes]
+        if hashes:
+            progress.note(f"going on: {len(hashes)} of {len(source.outline.shards)} shards are finished")
+        require_free_bytes(output, _bytes(todo), what="the quantized checkpoint")
+        packer = make_packer(source, pick_device(device))
+        hashes |= _write_shards(source, packer, todo, journal, threads, progress)
+        manifest = _complete(source, packer, journal.content, hashes, started)
+        publish(journal, output)
+    return manifest
+
+
+def open_stream(plan: Plan, family: Family) -> Source:
+    directory = resolve_model(plan.model)
+    reader = open_source(directory)
+    outline = make_outline(plan, reader, family)
+    return Source(plan=plan, directory=directory, family=family, outline=outline, rows=Rows(reader))
+
+
+def make_packer(source: Source, device: torch.device) -> Packer:
+    config = text_config(read_config(source.directory))
+    named = config.get("dtype") or config.get("torch_dtype")
+    return Packer(
+        source.rows,
+        source.outline,
+        source.family,
+        get_recipe(source.plan.recipe, get_format(source.plan.format)),
+        # A model computes in the dtype of its config, whatever its files hold.
+        dtype=TORCH_DTYPES[config_dtype(config)] if named else None,
+        device=device,
+    )
+
+
+def settings(source: Source) -> dict[str, Any]:
+    """What decides the bytes: none of it may change between a run and the one that goes on with it."""
+    plan, versions = source.plan, package_versions()
+    files = sorted({info.file for info in source.rows.reader.stored.values()})
+    stats = [(file, (source.directory / file).stat()) for file in files]
+    return {
+        "model": plan.model,
+        "model_identity": plan.model_identity,
+        "source files": sha256_json([[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]),
+        "format": plan.format,
+        "policy": plan.policy,
+        "recipe": plan.recipe,
+        "kv_cache": plan.kv_cache,
+        "assignments": sha256_json(
+            [(item.role, item.layer, item.projections, item.format) for item in plan.assignments]
+        ),
+        **{f"version of {name}": versions.get(name) for name in ("toolchain", "torch", "nvidia-modelopt")},
+    }
+
+
+def write_shard(
+    source: Source, packer: Packer, shard: Shard, path: Path, pool: ThreadPoolExecutor, done: Any
+) -> None:
+    """All tensors of ``shard`` into ``path``, flushed to the disk. ``done`` is called with bytes as they are written."""
+    file = ShardFile(path, shard.outputs)
+    try:
+        waiting: set[Future[None]] = set()
+        ahead = AHEAD * pool._max_workers
+        for item in shard.items:
+            if len(waiting) >= ahead:
+                waiting = _settle(waiting)
+            _announce(source.rows, item)
+            waiting.add(pool.submit(_write_item, source.rows, packer, item, file, done))
+        while waiting:
+            waiting = _settle(waiting)
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+        file.abandon()
+        path.unlink(missing_ok=True)
+        raise
+    file.close()
+
+
+def _settle(waiting: set[Future[None]]) -> set[Future[None]]:
+    finished, left = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in finished:
+        future.result()
+    return left
+
+
+def _write_item(rows: Rows, packer: Packer, item: Item, file: ShardFile, done: Any) -> None:
+    packer.write(item, file)
+    for name in rows.stored_names(item.name):
+        rows.forget(name)
+    done(sum(spec.bytes for spec in item.outputs if spec.name in file.specs))
+
+
+def _announce(rows: Rows, item: Item) -> None:
+    for name in rows.stored_names(item.name):
+        rows.announce(name)
+
+
+def _write_shards(
+    source: Source,
+    packer: Packer,
+    todo: list[Shard],
+    journal: Journal,
+    threads: int | None,
+    progress: Progress,
+) -> dict[str, str]:
+    """Hashes of the shards of ``todo``, each hashed and recorded while the next is written."""
+    hashes: dict[str, str] = {}
+    count = threads or len(sched_getaffinity(0))
+
+    def seal(shard: Shard) -> None:
+        digest = sha256_file(journal.partial(shard.file))
+        journal.finish(shard.file, digest)
+        hashes[shard.file] = digest
+
+    with (
+        _one_thread_each(),
+        ThreadPoolExecutor(count, thread_name_prefix="pack") as pool,
+        ThreadPoolExecutor(1, thread_name_prefix="hash") as sealer,
+        progress.meter(description="quantize", total_bytes=_bytes(todo)) as done,
+    ):
+        sealing: Future[None] | None = None
+        for shard in todo:
+            write_shard(source, packer, shard, journal.partial(shard.file), pool, done)
+            if sealing is not None:
+                sealing.result()
+            sealing = sealer.submit(seal, shard)
+        if sealing is not None:
+            sealing.result()
+    return hashes
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Threads are over tensors here: within an operation, more of them would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _complete(
+    source: Source, packer: Packer, content: Path, hashes: dict[str, str], started: float
+) -> dict[str, Any]:
+    """Index, configs, side files, plan and manifest."""
+    weight_map = {spec.name: shard.file for shard in source.outline.shards for spec in shard.outputs}
+    write_index(content, weight_map, source.outline.bytes)
+    write_configs(content, source.plan, source.rows.reader, source.family, tied=_is_tied(source.directory))
+    copy_side_files(source.directory, content)
+    atomic_write_json(content / "plan.json", source.plan.to_json())
+    others = hash_tree(content, skip=hashes)
+    manifest = {
+        "schema_version": 1,
+        "format": source.plan.format,
+        "policy": source.plan.policy,
+        "recipe": source.plan.recipe,
+        **({"auto": source.plan.auto} if source.plan.auto else {}),
+        "kv_cache": source.plan.kv_cache,
+        "model": source.plan.model,
+        "model_identity": source.plan.model_identity,
+        "device": str(packer.device),
+        "streamed": "data-free",
+        "calibration": None,
+        "calibration_sketch": None,
+        "coverage": None,
+        "starved_experts": None,
+        "starved_remedy": None,
+        **_source_numbers(source, packer),
+        "seconds": {"quantize": round(time.monotonic() - started, 2)},
+        "versions": package_versions(),
+        "tf32": False,
+        "tensor_bytes": source.outline.bytes,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "files": dict(sorted({**hashes, **others}.items())),
+    }
+    atomic_write_json(content / "quantize.json", manifest)
+    return manifest
+
+
+def _source_numbers(source: Source, packer: Packer) -> dict[str, Any]:
+    if not isinstance(source.rows.reader, QuantizedSource):
+        return {}
+    copied = sum(item.kept_codes for shard in source.outline.shards for item in shard.items)
+    return {"source_numbers": {"copied": copied, "cast": packer.cast}} if copied or packer.cast else {}
+
+
+def _is_tied(directory: Path) -> bool:
+    """What transformers makes of config.json: the default differs from model to model."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except (ValueError, KeyError, OSError):  # the code of this model is not in transformers
+        return bool(text_config(read_config(directory)).get("tie_word_embeddings", False))
+    return bool(config.get_text_config().tie_word_embeddings)
+
+
+def _bytes(shards: list[Shard]) -> int:
+    return sum(spec.bytes for shard in shards for spec in shard.outputs)
