@@ -63,7 +63,7 @@ def quantize(
     for name in plan.formats:
         paths = [path for path, chosen in modules.items() if chosen == name]
         for kind, settings in quantizer_settings(get_format(name)).items():
-            if kind == "input_quantizer" and _is_pinned(plan, name):
+            if kind == "input_quantizer" and is_pinned(plan, name):
                 settings = {**settings, "constant_amax": PINNED_AMAX}
             _set(model, {f"{path}.{kind}" for path in paths}, settings)
     check_coverage(model, plan, family)
@@ -166,11 +166,12 @@ def folded_modules(model: nn.Module, modules: dict[str, str], family: Family) ->
 
 def observes_inputs(plan: Plan) -> bool:
     """True when ModelOpt's own pass must see activations: for input scales or for the scales of the KV cache."""
-    inputs = any(get_format(name).has_input_scale and not _is_pinned(plan, name) for name in plan.formats)
+    inputs = any(get_format(name).has_input_scale and not is_pinned(plan, name) for name in plan.formats)
     return inputs or get_kv_cache(plan.kv_cache).calibrated
 
 
-def _is_pinned(plan: Plan, format_name: str) -> bool:
+def is_pinned(plan: Plan, format_name: str) -> bool:
+    """True when the input scales of a format are 1 by the recipe, whatever the inputs are."""
     recipe = get_recipe(plan.recipe, get_format(plan.format))
     return recipe.for_format(format_name).on("inputs") == "pinned"
 

@@ -61,4 +61,14 @@ CODES: dict[str, tuple[str, str]] = {
         "Experts that are stored in one tensor have different scales",
         "Fused storage holds one scale for all experts of a layer. This is a bug of the export, not of the model.",
     ),
+    "TC-231": (
+        "A streamed output was begun with other settings",
+        "What is finished was made with the settings named in the message. Run with those, choose another --output, or "
+        "begin anew with --force.",
+    ),
+    "TC-232": (
+        "The plan needs calibration data",
+        "Streaming without data is for weight-only formats, formats that scale activations at run time, and NVFP4 "
+        "under --recipe pinned.",
+    ),
 }

@@ -20,6 +20,7 @@ from toolchain.checkpoint.shard_file import ShardFile
 from toolchain.checkpoint.source import QuantizedSource, open_source
 from toolchain.checkpoint.writer import write_index
 from toolchain.core.environment import package_versions, peak_memory_bytes
+from toolchain.core.errors import UsageError
 from toolchain.core.files import (
     atomic_write_json,
     hash_tree,
@@ -30,13 +31,14 @@ from toolchain.core.files import (
 )
 from toolchain.core.progress import Progress, Silent
 from toolchain.families import Family
-from toolchain.formats import get_format
+from toolchain.formats import get_format, get_kv_cache
 from toolchain.modeling.loading import pick_device
 from toolchain.models.config import config_dtype, read_config, text_config
 from toolchain.models.reader import resolve_model
 from toolchain.plan.rules import require_allowed
 from toolchain.plan.types import Plan
 from toolchain.quantize.export_configs import copy_side_files, write_configs
+from toolchain.quantize.quantizers import is_pinned
 from toolchain.quantize.streaming.journal import Journal, open_journal, publish
 from toolchain.quantize.streaming.outline import Item, Outline, Shard, make_outline
 from toolchain.quantize.streaming.pack import Packer
@@ -74,6 +76,7 @@ def quantize_stream(
     """
     progress = progress or Silent()
     require_allowed(plan)
+    require_data_free(plan)
     started = time.monotonic()
     source = open_stream(plan, family)
     refuse_to_replace_source(output, source.directory)
@@ -88,6 +91,29 @@ def quantize_stream(
         manifest = _complete(source, packer, journal.content, hashes, started)
         publish(journal, output)
     return manifest
+
+
+def require_data_free(plan: Plan) -> None:
+    """UsageError TC-232 when a part of the plan looks at activations, or a format's channel scales come from them."""
+    reasons = [
+        f"{name} stores an input scale"
+        for name in plan.formats
+        if get_format(name).has_input_scale and not is_pinned(plan, name)
+    ]
+    reasons += [
+        f"{name} stores channel scales" for name in plan.formats if get_format(name).has_pre_quant_scale
+    ]
+    if get_kv_cache(plan.kv_cache).calibrated:
+        reasons.append(f"KV cache {plan.kv_cache} is calibrated")
+    recipe = get_recipe(plan.recipe, get_format(plan.format))
+    reasons += [f"recipe {item.name} looks at inputs" for item in recipe.ingredients if item.needs_data]
+    if reasons:
+        raise UsageError(
+            f"this plan needs calibration data: {'; '.join(reasons)}",
+            hint="weight-only formats, --recipe pinned (NVFP4) and --kv-cache none or fp8_cast need none; FP8 shared "
+            "experts do: --shared-experts bf16",
+            code="TC-232",
+        )
 
 
 def open_stream(plan: Plan, family: Family) -> Source:
@@ -134,7 +160,7 @@ def settings(source: Source) -> dict[str, Any]:
 def write_shard(
     source: Source, packer: Packer, shard: Shard, path: Path, pool: ThreadPoolExecutor, done: Any
 ) -> None:
-    """All tensors of ``shard`` into ``path``, flushed to the disk. ``done`` is called with bytes as they are written."""
+    """All tensors of ``shard`` into ``path``, flushed to the disk. ``done`` is called with the bytes of each item."""
     file = ShardFile(path, shard.outputs)
     try:
         waiting: set[Future[None]] = set()

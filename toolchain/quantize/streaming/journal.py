@@ -1,7 +1,7 @@
 """What is finished of a streamed checkpoint, so that a run that was killed goes on and never starts over silently.
 
-Beside the output, hidden: ``.<output>.streaming/stream.json`` (the settings), ``content/`` (what the output will be) and
-``finished/<shard>.json`` (its hash). A shard counts as finished when its record is there and its bytes have that hash.
+Beside the output, hidden: ``.<output>.streaming/stream.json`` (the settings), ``content/`` (what the output will be)
+and ``finished/<shard>.json`` (its hash). A shard is finished when its record is there and its bytes have that hash.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def open_journal(
 ) -> Iterator[Journal]:
     """The journal of ``output``, locked. It stays when the work fails; the caller moves ``content`` at the end.
 
-    UsageError TC-004 when the output is occupied and not ``force``; TC-231 when it was begun with other settings, unless
-    ``force``, which begins anew. ToolchainError TC-008 when another process works on it.
+    UsageError TC-004 when the output is occupied and not ``force``; TC-231 when it was begun with other settings,
+    unless ``force``, which begins anew. ToolchainError TC-008 when another process works on it.
     """
     refuse_occupied(output, force=force)
     root = output.with_name(f".{output.name}.streaming")

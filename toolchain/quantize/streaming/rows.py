@@ -100,7 +100,7 @@ class Rows:
         """uint8 array of ``size`` bytes of the stored tensor ``name``. ToolchainError TC-016 when the file is short."""
         place = self._places[name]
         data = np.empty(size, dtype=np.uint8)
-        view = memoryview(data)
+        view = memoryview(data.data)
         descriptor, position = self._open(place), place.start + offset
         while len(view):
             count = os.preadv(descriptor, [view], position)
