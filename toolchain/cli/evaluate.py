@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from toolchain.cli.options import ENGINE, PATH, device_option, json_option
-from toolchain.cli.output import Terminal, emit, facts
+from toolchain.cli.evaluate_text import render
+from toolchain.cli.options import ENGINE, PATH, device_option, force_option, json_option
+from toolchain.cli.output import Terminal, emit
 from toolchain.core.errors import UsageError
 
 
@@ -15,37 +16,96 @@ from toolchain.core.errors import UsageError
 @click.argument("directory", metavar="DIR", type=ENGINE)
 @click.option("--baseline", metavar="MODEL", help="The model that it was made of: adds KL and agreement.")
 @click.option(
-    "--data", type=PATH, help="Text or JSONL. Default: evaluation.jsonl of the baseline, if it has one."
+    "--data",
+    multiple=True,
+    metavar="PATH|NAME",
+    help="Text, JSONL or Parquet, a directory of them, or a data set on the hub; may be repeated. Default: "
+    "evaluation.jsonl of the baseline, if it has one.",
 )
 @click.option("--max-tokens", type=int, default=16_384, show_default=True, help="Tokens to judge on.")
 @click.option("--window", type=int, default=512, show_default=True, help="Tokens of context.")
+@click.option("--stride", type=int, help="Tokens from window to window. Default: --window, no overlap.")
+@click.option(
+    "--emulation",
+    type=click.Choice(["target", "weights"]),
+    default="target",
+    show_default=True,
+    help="What the main figures are of: activations and KV cache rounded as the target would, or weights alone. Both "
+    "are measured.",
+)
+@click.option("--prompts", type=PATH, help="Prompts to answer side by side: one per line, or JSONL.")
+@click.option(
+    "--generations", type=int, help="How many prompts. Default: all of --prompts, or 4 taken from the text."
+)
+@click.option("--output", type=PATH, metavar="FILE", help="Write the report as JSON.")
+@click.option(
+    "--state",
+    type=PATH,
+    metavar="DIR",
+    help="Where finished batches are kept, so that a run that was killed goes on. Default: in the user's cache.",
+)
+@force_option
 @device_option
 @json_option
 def command(
     directory: Path,
     baseline: str | None,
-    data: Path | None,
+    data: tuple[str, ...],
     max_tokens: int,
     window: int,
+    stride: int | None,
+    emulation: str,
+    prompts: Path | None,
+    generations: int | None,
+    output: Path | None,
+    state: Path | None,
+    force: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Run the bytes of a checkpoint or engine on held-out text: perplexity, and KL and agreement with a baseline."""
+    from toolchain.core.files import atomic_write_json, refuse_file
     from toolchain.evaluate.checkpoint import evaluate_checkpoint
     from toolchain.models.reader import resolve_model
 
+    if output is not None:
+        refuse_file(output, force=force)
     source = resolve_model(baseline) if baseline else None
-    own = source / "evaluation.jsonl" if source else None
-    data = data or (own if own and own.is_file() else None)
-    if data is None:
-        raise UsageError("no text to evaluate on", hint="give --data a text or JSONL file", code="TC-520")
+    sources = data or _own_text(source)
     report = evaluate_checkpoint(
         directory,
         baseline=source,
-        data=data,
+        data=sources,
         max_tokens=max_tokens,
         window=window,
+        stride=stride,
         device=device,
+        emulation=emulation,
+        prompts=prompts,
+        generations=generations,
+        state=state or _default_state(directory, source, *sources),
         progress=Terminal(),
     )
-    emit(report, as_json, facts(report.items()))
+    if output is not None:
+        atomic_write_json(output, report)
+    emit(report, as_json, render(report) + (f"\n\nwritten to {output}" if output else ""))
+
+
+def _own_text(source: Path | None) -> tuple[str, ...]:
+    own = source / "evaluation.jsonl" if source else None
+    if own is None or not own.is_file():
+        raise UsageError("no text to evaluate on", hint="give --data a text or JSONL file", code="TC-520")
+    return (str(own),)
+
+
+def _default_state(directory: Path, source: Path | None, *data: str) -> Path | None:
+    """None where the user's cache cannot be written: then a run that is killed begins anew."""
+    from toolchain.evaluate.state import cache_directory
+
+    found = cache_directory(directory, source, *data)
+    try:
+        found.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        Terminal().note(f"{found.parent} cannot be made ({error.strerror}): this run cannot be continued")
+        return None
+    return found
