@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from toolchain.cli.evaluate_text import render
-from toolchain.cli.options import ENGINE, PATH, device_option, force_option, json_option
+from toolchain.cli.options import ENGINE, PATH, device_option, force_option, gate_options, json_option
 from toolchain.cli.output import Terminal, emit
 from toolchain.core.errors import UsageError
 
@@ -44,10 +44,13 @@ from toolchain.core.errors import UsageError
     metavar="DIR",
     help="Where finished batches are kept, so that a run that was killed goes on. Default: in the user's cache.",
 )
+@gate_options
 @force_option
 @device_option
 @json_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     directory: Path,
     baseline: str | None,
     data: tuple[str, ...],
@@ -62,12 +65,19 @@ def command(
     force: bool,
     device: str,
     as_json: bool,
+    **limits: float | None,
 ) -> None:
-    """Run the bytes of a checkpoint or engine on held-out text: perplexity, and KL and agreement with a baseline."""
+    """Run the bytes of a checkpoint or engine on held-out text: perplexity, and KL and agreement with a baseline.
+
+    Exit status 1 when a gate is not passed; an engine is marked then, and `toolchain triton` refuses it.
+    """
     from toolchain.core.files import atomic_write_json, refuse_file
     from toolchain.evaluate.checkpoint import evaluate_checkpoint
+    from toolchain.evaluate.gates import Gates, apply_gates
     from toolchain.models.reader import resolve_model
 
+    gates = Gates(**limits)
+    gates.require_baseline(baseline)
     if output is not None:
         refuse_file(output, force=force)
     source = resolve_model(baseline) if baseline else None
@@ -86,9 +96,13 @@ def command(
         state=state or _default_state(directory, source, *sources),
         progress=Terminal(),
     )
+    failed = apply_gates(directory, report, gates)
     if output is not None:
         atomic_write_json(output, report)
-    emit(report, as_json, render(report) + (f"\n\nwritten to {output}" if output else ""))
+    lines = [render(report), *([""] if failed else []), *map(str, failed)]
+    emit(report, as_json, "\n".join(lines) + (f"\n\nwritten to {output}" if output else ""))
+    if failed:
+        ctx.exit(1)
 
 
 def _own_text(source: Path | None) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from toolchain.evaluate import gates
 from toolchain.models.config import read_config
 from toolchain.models.reader import read_model
 from toolchain.models.types import ModelInfo
+from toolchain.pipeline.judging import headline
 from toolchain.plan.choices import overrides_of
 from toolchain.plan.planner import make_plan, require_clean
 from toolchain.plan.types import Plan
@@ -87,7 +88,7 @@ def _measured(directory: Path, partial: Path) -> dict[str, Any]:
             shutil.copyfile(directory / name, partial / name)
     if not (partial / "metrics.json").is_file():
         return {"measured": False}
-    return dict(read_json(partial / "metrics.json"))
+    return headline(read_json(partial / "metrics.json"))
 
 
 def _stages(partial: Path, hashes: dict[str, str], audited: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,12 @@ PARTIAL = Path("stages") / "evaluate.partial"
 """What an evaluation that was killed has measured so far, in the engine's directory."""
 
 
+def headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest repeats of metrics.json: single figures, their intervals and what they were measured on."""
+    kept = ("data", "intervals")
+    return {key: value for key, value in metrics.items() if key in kept or not isinstance(value, list | dict)}
+
+
 def held_out_text(request: EngineRequest, source: Path) -> Path | None:
     """``--eval-data``, else what the model's directory brings along, if anything."""
     if request.eval_data:
@@ -116,8 +122,9 @@ class Judging:
                 data=self.data,
                 max_tokens=self.request.eval_tokens,
                 device=self.request.device,
+                state=self.workspace.directory / PARTIAL,
                 progress=self.workspace.progress,
             )
             metrics["measured"] = True
         self.workspace.write("metrics.json", metrics)
-        return metrics
+        return headline(metrics)
