@@ -23,7 +23,7 @@ class QuantizedSource(CheckpointReader):
 
     def __init__(self, directory: Path, scheme: Scheme) -> None:
         super().__init__(directory)
-        self.scheme, self.stored = scheme, self.infos
+        self.scheme = scheme
         self.infos = {info.name: info for info in logical_tensors(scheme, self.stored.values())}
         self._pairs: dict[str, tuple[TensorInfo, TensorInfo]] = {}
         for info in self.stored.values():
