@@ -7,7 +7,7 @@ from typing import Any
 
 from toolchain.report.blocks import Block, Cell, Column, Paragraph, Section, Table, missing, table
 from toolchain.report.documents import Document, interval, number, part, parts, text
-from toolchain.report.figures import Key, draw
+from toolchain.report.figures import Figure, Key, draw
 from toolchain.report.identity import Identity
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import NOTHING, between, count, percent, signed_percent, significant, size
@@ -84,8 +84,6 @@ def layers_section(
     engines: Sequence[EngineFiles], names: Sequence[str], groups: Sequence[Identity | None]
 ) -> Section:
     """The error of every layer, a line per engine; at most as many engines as there are colours."""
-    from toolchain.report.charts import DASHES, lines
-
     title = "Error layer by layer"
     rows: list[dict[str, Any]] = []
     shown: list[str] = []
@@ -105,6 +103,14 @@ def layers_section(
             short="Layer error",
             blocks=(missing("Errors of the layers were", remedy),),
         )
+    figure = _layer_lines(rows, shown, len(names) - len(shown))
+    return Section(id="layers", title=title, short="Layer error", blocks=(figure,))
+
+
+def _layer_lines(rows: list[dict[str, Any]], shown: list[str], left: int) -> Figure:
+    """``left``: engines that are not drawn."""
+    from toolchain.report.charts import DASHES, lines
+
     layers = int(max(row["x"] for row in rows)) + 1
     chart = lines(
         rows,
@@ -121,9 +127,10 @@ def layers_section(
     )
     last = {str(row["series"]): row["y"] for row in rows}
     words = "; ".join(f"{name} {percent(last[name])}" for name in shown)
-    left = len([name for name in names if name not in shown])
-    note = f"{left} of {len(names)} engines are not drawn: not measured, or more than six." if left else ""
-    figure = draw(
+    note = (
+        f"Not drawn: {left} of {left + len(shown)} engines, not measured or beyond the sixth." if left else ""
+    )
+    return draw(
         chart,
         id="layer-error",
         title="Relative RMS error of the hidden states after each layer",
@@ -131,7 +138,6 @@ def layers_section(
         keys=keys,
         note=note,
     )
-    return Section(id="layers", title=title, short="Layer error", blocks=(figure,))
 
 
 def speed_section(engines: Sequence[EngineFiles], names: Sequence[str]) -> Section:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from toolchain.report.blocks import Block, Cell, Column, Section, Table, missing, table
 from toolchain.report.documents import Document, interval, number, numbers, part
 from toolchain.report.figures import Figure, Key, draw
@@ -49,8 +51,6 @@ def _table(metrics: Document) -> Table:
 
 
 def _figure(metrics: Document, edges: list[float], counts: list[float]) -> Figure:
-    from toolchain.report.charts import alt, data, log_ticks
-
     edges = _positive(edges)
     tokens = sum(counts)
     first, last = _occupied(counts)
@@ -63,11 +63,34 @@ def _figure(metrics: Document, edges: list[float], counts: list[float]) -> Figur
         }
         for index in range(first, last + 1)
     ]
+    marks = [
+        (words, value, line) for key, words, line in MARKS if (value := number(metrics, key)) is not None
+    ]
+    marks = [mark for mark in marks if edges[first] <= mark[1] <= edges[last + 1]]
+    keys = [
+        Key(label=f"{words} {significant(value)}", colour=colour("ink"), style=line)
+        for words, value, line in marks
+    ]
+    return draw(
+        _bins(rows, [(value, line) for _, value, line in marks]),
+        id="kl-histogram",
+        title=f"KL of {count(tokens)} tokens",
+        alt=_alt(metrics, rows),
+        keys=tuple(keys),
+        note="Logarithmic scale; bins of equal width on it.",
+    )
+
+
+def _bins(rows: list[dict[str, float]], marks: list[tuple[float, str]]) -> Any:
+    """``marks``: values at which a rule stands, and its line style."""
+    from toolchain.report.charts import DASHES, alt, data, log_ticks
+
+    low, high = rows[0]["low"], rows[-1]["high"]
     x = alt.X(
         "low:Q",
         title="KL (nats per token)",
-        scale=alt.Scale(type="log", domain=[edges[first], edges[last + 1]], nice=False),
-        axis=alt.Axis(format="~g", grid=False, values=log_ticks(edges[first], edges[last + 1])),
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        axis=alt.Axis(format="~g", grid=False, values=log_ticks(low, high)),
     )
     y = alt.Y("share:Q", title="share of tokens", axis=alt.Axis(format="~%", tickCount=5))
     tips = [alt.Tooltip("low:Q", title="from", format=".3g"), alt.Tooltip("high:Q", title="to", format=".3g")]
@@ -78,25 +101,12 @@ def _figure(metrics: Document, edges: list[float], counts: list[float]) -> Figur
         .mark_rect(color=colour("h3"), **stroke)
         .encode(x=x, x2="high:Q", y=y, y2=alt.Y2Datum(0), tooltip=tips)
     ]
-    keys = []
-    patterns = {"solid": [1, 0], "dashed": [7, 4], "dotted": [2, 3]}
-    for key, words, line in MARKS:
-        value = number(metrics, key)
-        if value is None or not edges[first] <= value <= edges[last + 1]:
-            continue
+    for value, line in marks:
         rule = alt.Chart(data([{"low": value}])).mark_rule(
-            color=colour("ink"), strokeWidth=2, strokeDash=patterns[line]
+            color=colour("ink"), strokeWidth=2, strokeDash=dict(DASHES)[line]
         )
         layers.append(rule.encode(x="low:Q"))
-        keys.append(Key(label=f"{words} {significant(value)}", colour=colour("ink"), style=line))
-    return draw(
-        alt.layer(*layers),
-        id="kl-histogram",
-        title=f"KL of {count(tokens)} tokens",
-        alt=_alt(metrics, rows),
-        keys=tuple(keys),
-        note="Logarithmic scale; bins of equal width on it.",
-    )
+    return alt.layer(*layers)
 
 
 def _positive(edges: list[float]) -> list[float]:

@@ -95,17 +95,40 @@ def _facts(files: EngineFiles, layers: dict[int, list[float]]) -> tuple[tuple[st
 
 def heat_map(layers: dict[int, list[float]], minimum: float) -> Figure:
     """One rectangle per expert; above MAX_COLUMNS experts one per group of neighbours, and the note says so."""
-    from toolchain.report.charts import alt, axis_of
-
     experts = max(map(len, layers.values()))
     together = -(-experts // MAX_COLUMNS)
     rows: list[dict[str, Any]] = [
-        {"layer": layer, "tokens": _grouped(tokens, together)} for layer, tokens in layers.items()
+        {"layer": layer, "tokens": _grouped(tokens, together, minimum)} for layer, tokens in layers.items()
     ]
     columns = max(len(row["tokens"]) for row in rows)
+    keys = [Key(label=f"starved (fewer than {count(minimum)} tokens)", colour=colour("bad"))]
+    keys += [Key(label=label, colour=shade) for label, shade in zip(LABELS, _colours()[1:], strict=True)]
+    note = f"A column is the mean of {together} of the {experts} experts, or starved where one of them is."
+    return draw(
+        _cells(rows, columns, together, minimum),
+        id="coverage",
+        title="Calibration tokens of each expert, in multiples of an even share",
+        alt=_alt(layers, minimum),
+        keys=tuple(keys),
+        note=note if together > 1 else "",
+        height=min(max(480 // len(rows), 4), 22) * len(rows),
+        width=columns * max(640 // columns, 2),
+    )
+
+
+def _cells(rows: list[dict[str, Any]], columns: int, together: int, minimum: float) -> Any:
+    from toolchain.report.charts import alt, axis_of
+
     axis = axis_of(columns) if together == 1 else alt.Axis(labels=False, ticks=False, domain=False)
     gap = {"stroke": colour("page"), "strokeWidth": 1} if columns <= 64 else {}
-    chart = (
+    what = "expert" if together == 1 else f"group of {together} experts"
+    scale = alt.Scale(type="threshold", domain=[0, *STEPS], range=_colours())
+    tips = [
+        alt.Tooltip("layer:O"),
+        alt.Tooltip("expert:O", title=what),
+        alt.Tooltip("tokens:Q", format=",.0f"),
+    ]
+    return (
         alt.Chart(alt.InlineData(values=rows))
         .transform_flatten(["tokens"])
         .transform_window(number="row_number()", groupby=["layer"])
@@ -117,40 +140,11 @@ def heat_map(layers: dict[int, list[float]], minimum: float) -> Figure:
         )
         .mark_rect(**gap)
         .encode(
-            x=alt.X(
-                "expert:O", title="expert" if together == 1 else f"experts, {together} in a column", axis=axis
-            ),
-            y=alt.Y("layer:O", title="layer", axis=_layer_axis(list(layers))),
-            color=alt.Color(
-                "share:Q",
-                legend=None,
-                scale=alt.Scale(type="threshold", domain=[0, *STEPS], range=_colours()),
-            ),
-            tooltip=[
-                alt.Tooltip("layer:O"),
-                alt.Tooltip("expert:O", title="expert" if together == 1 else f"group of {together} experts"),
-                alt.Tooltip("tokens:Q", format=",.0f"),
-                alt.Tooltip("shown:N", title="times an even share"),
-            ],
+            x=alt.X("expert:O", title=what, axis=axis),
+            y=alt.Y("layer:O", title="layer", axis=_layer_axis([row["layer"] for row in rows])),
+            color=alt.Color("share:Q", legend=None, scale=scale),
+            tooltip=[*tips, alt.Tooltip("shown:N", title="times an even share")],
         )
-    )
-    keys = [Key(label=f"starved (fewer than {count(minimum)} tokens)", colour=colour("bad"))]
-    keys += [Key(label=label, colour=shade) for label, shade in zip(LABELS, _colours()[1:], strict=True)]
-    note = (
-        f"A column is the mean of {together} neighbouring experts: there are {experts} of them."
-        if together > 1
-        else ""
-    )
-    step = min(max(480 // len(rows), 4), 22)
-    return draw(
-        chart,
-        id="coverage",
-        title="Calibration tokens of each expert, in multiples of an even share",
-        alt=_alt(layers, minimum),
-        keys=tuple(keys),
-        note=note,
-        height=step * len(rows),
-        width=columns * max(640 // columns, 2),
     )
 
 
@@ -158,11 +152,12 @@ def _colours() -> list[str]:
     return [colour("bad"), *(colour(name) for name in RAMP)]
 
 
-def _grouped(tokens: list[float], together: int) -> list[float]:
+def _grouped(tokens: list[float], together: int, minimum: float) -> list[float]:
+    """Means of neighbours; the smallest of those among which one is starved."""
     if together == 1:
         return tokens
     groups = [tokens[start : start + together] for start in range(0, len(tokens), together)]
-    return [round(sum(group) / len(group), 1) for group in groups]
+    return [min(group) if min(group) < minimum else round(sum(group) / len(group), 1) for group in groups]
 
 
 def _layer_axis(layers: list[int]) -> Any:

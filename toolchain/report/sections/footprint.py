@@ -83,14 +83,33 @@ def _bits(value: float | None) -> str:
 
 
 def _figure(assignments: list[Document]) -> Figure:
-    from toolchain.report.charts import alt, data
-
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for item in assignments:
         group = GROUPS.get(text(item, "role"), REST)
         sums["source", group] += number(item, "source_bytes") or 0
         sums["quantized", group] += number(item, "planned_bytes") or 0
     names = [name for name in dict.fromkeys([*GROUPS.values(), REST]) if sums["source", name]]
+    before, after = (sum(sums[what, name] for name in names) for what in ("source", "quantized"))
+    words = "; ".join(
+        f"{name} {size(sums['source', name])} to {size(sums['quantized', name])}" for name in names
+    )
+    keys = tuple(
+        Key(label=name, colour=shade) for name, shade in zip(names, categories(len(names)), strict=True)
+    )
+    return draw(
+        _bars(sums, names),
+        id="size-chart",
+        title=f"Bytes by part: {size(before)} to {size(after)} ({percent(after / before if before else None, 1)})",
+        alt=f"Two stacked bars. {words}.",
+        keys=keys,
+        height=80,
+    )
+
+
+def _bars(sums: dict[tuple[str, str], float], names: list[str]) -> Any:
+    """``sums``: bytes by (``source`` or ``quantized``, part)."""
+    from toolchain.report.charts import alt, data
+
     unit, scale = _unit(sum(sums["source", name] for name in names))
     rows = [
         {
@@ -103,7 +122,7 @@ def _figure(assignments: list[Document]) -> Figure:
         for what in ("source", "quantized")
         for name in names
     ]
-    chart = (
+    return (
         alt.Chart(data(rows))
         .mark_bar()
         .encode(
@@ -117,21 +136,6 @@ def _figure(assignments: list[Document]) -> Figure:
             order="order:O",
             tooltip=[alt.Tooltip("what:N", title="model"), "part:N", alt.Tooltip("text:N", title="size")],
         )
-    )
-    before, after = (sum(sums[what, name] for name in names) for what in ("source", "quantized"))
-    words = "; ".join(
-        f"{name} {size(sums['source', name])} to {size(sums['quantized', name])}" for name in names
-    )
-    keys = tuple(
-        Key(label=name, colour=shade) for name, shade in zip(names, categories(len(names)), strict=True)
-    )
-    return draw(
-        chart,
-        id="size-chart",
-        title=f"Bytes by part: {size(before)} to {size(after)} ({percent(after / before if before else None, 1)})",
-        alt=f"Two stacked bars. {words}.",
-        keys=keys,
-        height=80,
     )
 
 

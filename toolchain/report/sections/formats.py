@@ -79,10 +79,7 @@ def strip(assignments: list[Document]) -> Figure | None:
     if not layered:
         return None
     names = format_names(assignments)
-    colours = [*categories(len(names) - 1), ""] if SOURCE in names else categories(len(names))
-    colours = [
-        colour("none") if name == SOURCE else shade for name, shade in zip(names, colours, strict=True)
-    ]
+    colours = _colours(names)
     layers = int(max(number(item, "layer") or 0 for item in layered)) + 1
     order = sorted({row_name(item) for item in layered}, key=lambda name: (_order(name), name))
     rows: list[dict[str, Any]] = [
@@ -114,6 +111,12 @@ def strip(assignments: list[Document]) -> Figure | None:
         height=max(26 * len(order), 60),
         width=_width(layers),
     )
+
+
+def _colours(names: list[str]) -> list[str]:
+    """Grey for what was left as it was, which stands last."""
+    others = categories(len(names) - (SOURCE in names))
+    return [*others, colour("none")] if SOURCE in names else others
 
 
 _TIPS = (("x", "layer"), ("part", "part"), ("format", "format"), ("reason", "why"))

@@ -54,14 +54,31 @@ def _facts(document: Document) -> tuple[tuple[str, str], ...]:
 
 def _figure(scores: list[Document]) -> Figure | None:
     """KL by layer on a log scale, one colour and shape per role and format. None when no group has a layer."""
-    from toolchain.report.charts import alt, data, layer_axis, log_scale
-
     rows = [
         _row(item) for item in scores if number(item, "layer") is not None and (number(item, "kl") or 0) > 0
     ]
     if not rows:
         return None
     names = sorted({row["what"] for row in rows})
+    keys = tuple(
+        Key(label=name, colour=tint) for name, tint in zip(names, categories(len(names)), strict=True)
+    )
+    worst = scores[0]
+    return draw(
+        _points(rows, names),
+        id="sensitivity-chart",
+        title="KL when only this part of this layer is quantized",
+        alt=f"Points by layer for {', '.join(names)}. The most sensitive is {text(worst, 'group')} in "
+        f"{text(worst, 'format')} with {significant(number(worst, 'kl'))} nats.",
+        keys=keys,
+        note="Logarithmic scale. Bars: two standard errors to each side.",
+        height=260,
+    )
+
+
+def _points(rows: list[dict[str, Any]], names: list[str]) -> Any:
+    from toolchain.report.charts import alt, data, layer_axis, log_scale
+
     layers = max(row["layer"] for row in rows) + 1
     x = alt.X(
         "layer:Q",
@@ -84,20 +101,7 @@ def _figure(scores: list[Document]) -> Figure | None:
         tooltip=tips,
     )
     bars = base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high:Q")
-    keys = tuple(
-        Key(label=name, colour=tint) for name, tint in zip(names, categories(len(names)), strict=True)
-    )
-    worst = scores[0]
-    return draw(
-        alt.layer(bars, points),
-        id="sensitivity-chart",
-        title="KL when only this part of this layer is quantized",
-        alt=f"Points by layer for {', '.join(names)}. The most sensitive is {text(worst, 'group')} in "
-        f"{text(worst, 'format')} with {significant(number(worst, 'kl'))} nats.",
-        keys=keys,
-        note="Logarithmic scale. Bars: two standard errors to each side.",
-        height=260,
-    )
+    return alt.layer(bars, points)
 
 
 def _row(item: Document) -> dict[str, Any]:
