@@ -50,7 +50,9 @@ class Run:
         if self.prompts is not None:
             return answers.given_prompts(self.tokenizer, self.prompts, count)
         count = answers.PROMPTS if count is None else count
-        return answers.held_out_prompts(self.tokenizer, self.tokens, self.bos, count)
+        return answers.held_out_prompts(
+            self.tokenizer, self.tokens, window=self.window, bos=self.bos, count=count
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
