@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from toolchain.cli.evaluate_tasks import AskedTasks, render_tasks, task_options
 from toolchain.cli.evaluate_text import render
 from toolchain.cli.options import ENGINE, PATH, device_option, force_option, gate_options, json_option
 from toolchain.cli.output import Terminal, emit
@@ -44,6 +46,7 @@ from toolchain.core.errors import UsageError
     metavar="DIR",
     help="Where finished batches are kept, so that a run that was killed goes on. Default: in the user's cache.",
 )
+@task_options
 @gate_options
 @force_option
 @device_option
@@ -60,6 +63,7 @@ def command(
     emulation: str,
     prompts: Path | None,
     generations: int | None,
+    tasks: AskedTasks | None,
     output: Path | None,
     state: Path | None,
     force: bool,
@@ -81,33 +85,41 @@ def command(
     if output is not None:
         refuse_file(output, force=force)
     source = resolve_model(baseline) if baseline else None
-    sources = data or _own_text(source)
-    report = evaluate_checkpoint(
-        directory,
-        baseline=source,
-        data=sources,
-        max_tokens=max_tokens,
-        window=window,
-        stride=stride,
-        device=device,
-        emulation=emulation,
-        prompts=prompts,
-        generations=generations,
-        state=state or _default_state(directory, source, *sources),
-        progress=Terminal(),
-    )
-    failed = apply_gates(directory, report, gates)
+    sources = data or _own_text(source, required=tasks is None or bool(gates.asked))
+    report: dict[str, Any] = {"checkpoint": str(directory)}
+    if sources:
+        report = evaluate_checkpoint(
+            directory,
+            baseline=source,
+            data=sources,
+            max_tokens=max_tokens,
+            window=window,
+            stride=stride,
+            device=device,
+            emulation=emulation,
+            prompts=prompts,
+            generations=generations,
+            state=state or _default_state(directory, source, *sources),
+            progress=Terminal(),
+        )
+    failed = apply_gates(directory, report, gates) if sources else []
+    if tasks is not None:
+        report["tasks"] = tasks.run(directory, device=device, emulation=emulation)
     if output is not None:
         atomic_write_json(output, report)
-    lines = [render(report), *([""] if failed else []), *map(str, failed)]
+    lines = [render(report)] if sources else []
+    lines += [render_tasks(report["tasks"])] if tasks else []
+    lines += [*([""] if failed else []), *map(str, failed)]
     emit(report, as_json, "\n".join(lines) + (f"\n\nwritten to {output}" if output else ""))
     if failed:
         ctx.exit(1)
 
 
-def _own_text(source: Path | None) -> tuple[str, ...]:
+def _own_text(source: Path | None, *, required: bool) -> tuple[str, ...]:
     own = source / "evaluation.jsonl" if source else None
     if own is None or not own.is_file():
+        if not required:
+            return ()
         raise UsageError("no text to evaluate on", hint="give --data a text or JSONL file", code="TC-520")
     return (str(own),)
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Serve an engine with a real tritonserver."),
     "bench": ("bench", "Measure latency and throughput of a served engine."),
     "report": ("report", "Write one page about an engine, or about several side by side."),
+    "push": ("push", "Upload an engine to the Hugging Face hub, with model card and SBOM."),
     "explain": ("explain", "Explain an error or finding code, such as TC-316."),
 }
 """Command -> (module in toolchain.cli, short help). The short help stands here so that --help imports no command."""

@@ -46,6 +46,11 @@ class Release:
         }
 
     @property
+    def shards(self) -> list[Path]:
+        """Files with weights that are there, whatever engine.json says."""
+        return sorted((self.directory / "checkpoint").glob("*.safetensors"))
+
+    @property
     def is_moe(self) -> bool:
         return any(item["role"] == "routed_expert" for item in self.plan.get("assignments", ()))
 
