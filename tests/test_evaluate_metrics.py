@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.planning import plan_for
 from tests.tiny import make_tiny
+from toolchain.core.errors import ToolchainError
 from toolchain.evaluate.checkpoint import evaluate_checkpoint
 from toolchain.evaluate.compare import compare_models
 from toolchain.modeling.loading import load_checkpoint
@@ -345,6 +346,22 @@ def test_variants_are_what_separately_loaded_models_give(
     other = evaluate(exported, tiny("qwen3_moe"), text, emulation="weights")
     assert other["emulation"] == "weights" and other["variants"] == report["variants"]
     assert {key: other[key] for key in other["variants"]["weights"]} == other["variants"]["weights"]
+
+
+def test_a_cache_that_cannot_be_emulated_leaves_the_weights(
+    tiny: Tiny, exported: Path, tmp_path: Path, text: Path
+) -> None:
+    unknown = shutil.copytree(exported, tmp_path / "unknown")
+    value = json.loads((unknown / "hf_quant_config.json").read_text())
+    value["quantization"]["kv_cache_quant_algo"] = "INT8"
+    (unknown / "hf_quant_config.json").write_text(json.dumps(value))
+    with pytest.raises(ToolchainError, match="INT8") as error:
+        evaluate(unknown, tiny("qwen3_moe"), text)
+    assert error.value.code == "TC-510" and "--emulation weights" in error.value.hint
+    report = evaluate(unknown, tiny("qwen3_moe"), text, emulation="weights")
+    assert set(report["variants"]) == {"weights"}
+    weights = evaluate(exported, tiny("qwen3_moe"), text)["variants"]["weights"]
+    assert report["variants"]["weights"] == weights
 
 
 def test_a_plain_model_has_no_kv_variant_and_one_forward_serves_both(
