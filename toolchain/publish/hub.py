@@ -53,7 +53,8 @@ def upload(
     api, repo_id = HfApi(library_name="toolchain"), publication.repo_id
     note = (progress or Silent()).note
     with _told(repo_id):
-        created = api.create_repo(repo_id, private=private, exist_ok=True)
+        # None, not False: an organization may make new repositories private by itself.
+        created = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if revision and revision != "main":
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)
