@@ -67,6 +67,7 @@ async function enliven(figure) {
   live.hidden = false;
   try {
     await window.vegaEmbed(live, spec, { ...options, tooltip: { disableDefaultStyle: true } });
+    live.querySelector("svg").setAttribute("aria-hidden", "true"); // the place around it says what it shows
     picture.classList.add("replaced");
     figure.dataset.live = "yes";
   } catch (error) {
