@@ -56,8 +56,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-520": (
         "No text to evaluate on",
-        "Give --data a text file, a JSONL or Parquet file with a `text` or `messages` field, a directory of such files, "
-        "or a data set on the hub.",
+        "Give --data a text file, a JSONL or Parquet file with a `text` or `messages` field, a directory of such "
+        "files, or a data set on the hub.",
     ),
     "TC-521": (
         "A line of the evaluation data cannot be read",
