@@ -109,6 +109,19 @@ def test_the_same_engine_gives_the_same_bytes(tmp_path: Path) -> None:
     )
 
 
+def test_several_texts_have_one_hash_of_no_file(tmp_path: Path) -> None:
+    engine = make_release(tmp_path)
+    quantized = engine / "checkpoint" / "quantize.json"
+    value = json.loads(quantized.read_text())
+    value["calibration"]["source"] = ["/home/somebody/a.jsonl", "owner/texts"]
+    quantized.write_text(json.dumps(value))
+    _, components = read(write_sbom(engine))
+    found = components["calibration-data"]
+    assert found["name"] == "a.jsonl, owner/texts"
+    assert "hashes" not in found
+    assert properties(found)["content_sha256"] == hashlib.sha256(CALIBRATION).hexdigest()
+
+
 def test_nothing_says_where_files_lay(tmp_path: Path) -> None:
     for model in ("someone/Base-MoE", "/home/somebody/base"):
         path = write_sbom(make_release(tmp_path / Path(model).name, model=model))

@@ -12,6 +12,7 @@ from toolchain.evaluate.gates import FILE as GATES_FILE
 from toolchain.evaluate.gates import checkpoint_identity
 from toolchain.evaluate.harness.kept import read_tasks
 from toolchain.publish import figures
+from toolchain.publish.names import bare, bare_command
 from toolchain.publish.parts import algo_of, parts_of
 from toolchain.publish.release import Release
 from toolchain.publish.serving import servings
@@ -92,18 +93,18 @@ def _context(release: Release, repo_id: str, forced: tuple[str, ...]) -> dict[st
         "size": figures.size,
         "quality": figures.quality(release.metrics),
         "data": metrics.get("data") or {},
-        "data_name": _name(metrics.get("data", {}).get("source")),
+        "data_name": bare((metrics.get("data") or {}).get("source")),
         "emulation": metrics.get("emulation", "target"),
         "gates": _gates(release),
         "tasks": figures.tasks(read_tasks(release.directory) or metrics.get("tasks")),
         "bench": [(item, rows) for item in release.bench[-1:] if (rows := figures.speed(item))],
         "verdict": release.verdict,
         "calibration": calibration,
-        "calibration_name": _name((calibration or {}).get("source")),
+        "calibration_name": bare((calibration or {}).get("source")),
         "starved": release.quantization.get("starved_experts") or [],
         "remedy": release.quantization.get("starved_remedy"),
         "servings": servings(release, repo_id, algos or frozenset({str(manifest.get("quant_algo"))})),
-        "command": _command(manifest),
+        "command": bare_command(manifest.get("command", ())),
         "version": __version__,
     }
 
@@ -115,19 +116,6 @@ def _gates(release: Release) -> list[dict[str, Any]]:
     if marked.get("checkpoint") == checkpoint_identity(release.manifest["files"]):
         return list(marked.get("gates", ()))
     return list((release.metrics or {}).get("gates") or ())
-
-
-def _name(source: Any) -> str:
-    """What a text was called, without where it lay; hub data sets keep their owner."""
-    if isinstance(source, list | tuple):
-        return ", ".join(map(_name, source))
-    return Path(source).name if source and Path(source).is_absolute() else str(source or "")
-
-
-def _command(manifest: dict[str, Any]) -> str:
-    import shlex
-
-    return shlex.join(map(_name, manifest.get("command", ())))
 
 
 def _cell(value: Any) -> str:

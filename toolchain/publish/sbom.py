@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.core.files import atomic_write_text
 from toolchain.evaluate.gates import checkpoint_identity
+from toolchain.publish.names import bare, bare_command
 from toolchain.publish.packages import Package, packages_of
 from toolchain.publish.release import Release, read_release
 
@@ -56,7 +57,7 @@ def _bom(release: Release) -> Bom:
             component=model,
             timestamp=datetime.datetime.fromisoformat(release.manifest["created"]),
             properties=_properties(
-                command=" ".join(_without_directories(release.manifest.get("command", ()))),
+                command=bare_command(release.manifest.get("command", ())),
                 git_commit=release.manifest.get("git_commit"),
                 python=release.manifest.get("versions", {}).get("python"),
                 manifest_sha256=release.manifest_sha256,
@@ -135,29 +136,25 @@ def _data(release: Release) -> list[Component]:
     inputs = release.manifest.get("inputs", {})
     found = []
     if calibration:
-        sources = calibration.get("source")
-        names = [sources] if isinstance(sources, str) else list(sources or ())
         facts = {key: calibration.get(key) for key in ("samples", "length_tokens", "seed", "tokens_sha256")}
         content = inputs.get("calibration")
-        found.append(_text_data("calibration-data", names, len(names) == 1, content, facts))
+        found.append(_text_data("calibration-data", calibration.get("source"), content, facts))
     judged = (release.metrics or {}).get("data")
     if judged:
         facts = {"tokens": judged.get("tokens"), "tokens_sha256": judged.get("token_hash")}
-        source = [str(judged.get("source"))]
-        found.append(_text_data("evaluation-data", source, True, inputs.get("evaluation"), facts))
+        found.append(_text_data("evaluation-data", judged.get("source"), inputs.get("evaluation"), facts))
     return found
 
 
-def _text_data(
-    reference: str, names: list[str], one: bool, content: str | None, facts: dict[str, Any]
-) -> Component:
-    """``content``: SHA-256 of the text file, or one hash over those of several (then a property)."""
+def _text_data(reference: str, source: Any, content: str | None, facts: dict[str, Any]) -> Component:
+    """``content``: SHA-256 of the text file; one hash over those of several, or of a directory, is a property only."""
     from cyclonedx.model.component import Component, ComponentType
 
-    is_file = one and all(Path(name).suffix for name in names)
+    name = bare(source)
+    is_file = bool(Path(name).suffix) and ", " not in name
     return Component(
         type=ComponentType.DATA,
-        name=", ".join(_without_directories(names)) or reference,
+        name=name or reference,
         bom_ref=reference,
         hashes=_sha256(content) if content and is_file else None,
         properties=_properties(content_sha256=content, **facts),
@@ -223,8 +220,3 @@ def _properties(**values: Any) -> list[Any]:
         for name, value in values.items()
         if value is not None
     ]
-
-
-def _without_directories(words: Any) -> list[str]:
-    """``words`` with absolute paths cut to their names: where things lay on a disk is nobody's business."""
-    return [Path(word).name if Path(word).is_absolute() else str(word) for word in words]
