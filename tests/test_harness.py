@@ -325,8 +325,11 @@ def test_commands_for_tensorrt_llm(tmp_path: Path) -> None:
 
 
 def test_the_harness_accepts_the_options_of_the_command(tmp_path: Path, harness: None) -> None:
-    """Its own parser reads what we print."""
+    """Its own parser reads what we print, and its model for TensorRT-LLM knows the arguments."""
+    import inspect
+
     from lm_eval._cli.harness import HarnessCLI
+    from lm_eval.models.trtllm_causallms import TRTLLM
 
     from tests.engine_dirs import write_engine
 
@@ -338,6 +341,7 @@ def test_the_harness_accepts_the_options_of_the_command(tmp_path: Path, harness:
     parsed = HarnessCLI()._parser.parse_args(["run", *words])
     assert parsed.model == "trtllm"
     assert parsed.limit == 5
+    assert set(parsed.model_args) <= set(inspect.signature(TRTLLM.__init__).parameters)
 
 
 def test_evaluate_runs_tasks_and_keeps_them_in_the_engine(

@@ -58,7 +58,8 @@ def command(
     terminal = Terminal()
     publication = prepare(engine, repo_id, base_model=base_model, license_id=license_id, progress=terminal)
     for finding in publication.findings:
-        terminal.note(str(finding))
+        if force or dry_run or finding.severity == "warning":  # a refusal lists its reasons itself
+            terminal.note(str(finding))
     document = publication.to_json()
     if dry_run:
         rows = [(item.path, size(item.size_bytes)) for item in publication.items]
