@@ -98,7 +98,7 @@ class Comparison:
                 self.errors[name] = (found, error)
                 limit = error.bound * SLACK + BF16
                 if not error.relative <= limit:
-                    channels = _fits_channels(found, tensors, weight, limit)
+                    channels = recipe is None and _fits_channels(found, tensors, weight, limit)
                     yield _beyond(name, error, limit, recipe, channels)
 
     def _sources(self) -> dict[str, str]:
@@ -193,8 +193,9 @@ def _beyond(name: str, error: Error, limit: float, recipe: str | None, channels:
 def _fits_channels(
     found: Format, tensors: dict[str, torch.Tensor], weight: torch.Tensor, limit: float
 ) -> bool:
-    """True when the best factor per input, or per output, brings the error below ``limit``: AWQ and SmoothQuant of
-    others fold their scales into whatever layer comes before."""
+    """True when the best factor per input, or per output, brings the error below ``limit``, and one for all does not:
+    AWQ and SmoothQuant of others fold their scales into whatever layer comes before. One factor for all is no channel
+    scale but a wrong one."""
     import torch
 
     from toolchain.codecs import get_codec
@@ -202,13 +203,12 @@ def _fits_channels(
     decoded, wanted = get_codec(found.name).unpack(tensors, torch.float32), weight.float()
     if not decoded.isfinite().all():
         return False
-    for dim in (0, 1):
-        best = (decoded * wanted).sum(dim, keepdim=True) / decoded.square().sum(dim, keepdim=True)
-        best = torch.nan_to_num(best)
-        left = torch.linalg.vector_norm(decoded * best - wanted) / torch.linalg.vector_norm(wanted)
-        if (best.max() / best.min().clamp_min(1e-9)) > 1 + BF16 and float(left) <= limit:
-            return True
-    return False
+    norm = torch.linalg.vector_norm(wanted)
+    left = []
+    for dims in ((0, 1), (0,), (1,)):
+        best = (decoded * wanted).sum(dims, keepdim=True) / decoded.square().sum(dims, keepdim=True)
+        left.append(float(torch.linalg.vector_norm(decoded * best.nan_to_num() - wanted) / norm))
+    return left[0] > limit >= min(left[1:])
 
 
 def _recipe(subject: Subject) -> str | None:
