@@ -120,6 +120,31 @@ def test_a_transfer_that_breaks_off_is_repeated(push: Push, hub: Hub, tmp_path: 
     assert len(hub.objects) == 2
 
 
+def test_what_arrives_runs_and_builds_as_the_card_says(
+    push: Push, hub: Hub, made: Any, toolchain: Callable[..., Any], tmp_path: Path
+) -> None:
+    from toolchain.runtime.engine import LocalEngine
+    from toolchain.runtime.types import SamplingParams
+
+    engine = made.copy_to(tmp_path / "made").engine
+    assert push(engine, REPO).status == 0
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    for name, content in hub.branches["main"].items():
+        (fetched / name).write_bytes(content)
+    answers = []
+    for directory in (engine, fetched):
+        with LocalEngine.load(directory, device="cpu") as runtime:
+            answers.append(runtime.generate("def f", SamplingParams(max_tokens=8)).token_ids)
+    assert answers[0] == answers[1]
+    built = toolchain("build", fetched, "--output", tmp_path / "built", "--json")
+    assert built.status == 0, built.err
+    assert (
+        built.json["files"]["checkpoint/model.safetensors"]
+        == hashlib.sha256((engine / "checkpoint" / "model.safetensors").read_bytes()).hexdigest()
+    )
+
+
 # --- dry run ----------------------------------------------------------------------------------------------------------
 
 
