@@ -6,11 +6,12 @@ and gets that or nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 Document = Mapping[str, Any]
+LARGEST = 1e300
+"""Beyond it nothing is a measurement, and sums and squares overflow."""
 
 
 def number(document: Document, key: str) -> float | None:
@@ -19,17 +20,26 @@ def number(document: Document, key: str) -> float | None:
 
 
 def as_number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
         return None
     return value
 
 
 def text(document: Document, key: str) -> str:
     """A string as it is, a number as its digits, everything else as nothing."""
-    value = document.get(key)
+    return as_text(document.get(key))
+
+
+def as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    return "" if as_number(value) is None else str(value)
+
+
+def texts(value: Any) -> list[str]:
+    """The strings and numbers of a list; of anything else none."""
+    found = map(as_text, value) if isinstance(value, list) else ()
+    return [item for item in found if item]
 
 
 def part(document: Document, *keys: str) -> Document:
@@ -65,3 +75,10 @@ def interval(document: Document, key: str) -> tuple[float, float] | None:
 def yes_or_no(value: Any, yes: str, no: str, otherwise: str = "") -> str:
     """Words for true, for false, and for what is neither."""
     return otherwise if not isinstance(value, bool) else yes if value else no
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    """``one / other`` where both are known, ``other`` is above 0 and the result is a number that means something."""
+    if one is None or other is None or other <= 0:
+        return None
+    return as_number(one / other)

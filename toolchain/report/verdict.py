@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolchain.report.documents import Document, interval, number, part, parts, text, yes_or_no
+from toolchain.report.documents import Document, interval, number, part, parts, ratio, text, yes_or_no
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import NOTHING, between, count, percent, signed_percent, significant
 
@@ -118,9 +118,8 @@ def _perplexity(metrics: Document) -> str:
 def increase_of(metrics: Document) -> float | None:
     """``ppl_increase``, or from the two perplexities where the document is older than the key."""
     given, ppl, baseline = (number(metrics, key) for key in ("ppl_increase", "ppl", "baseline_ppl"))
-    if given is not None or ppl is None or not baseline:
-        return given
-    return ppl / baseline - 1
+    times = ratio(ppl, baseline)
+    return given if given is not None or times is None else times - 1
 
 
 def _emulation(metrics: Document) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from toolchain.report.blocks import Block, Code, Facts, Section, missing
-from toolchain.report.documents import Document, number, part, text
+from toolchain.report.documents import Document, number, part, text, texts
 from toolchain.report.inputs import EngineFiles
 
 NAMES = ("toolchain", "nvidia-modelopt", "torch", "transformers", "python")
@@ -14,9 +14,8 @@ NAMES = ("toolchain", "nvidia-modelopt", "torch", "transformers", "python")
 
 def section(files: EngineFiles) -> Section:
     blocks: list[Block] = []
-    command = files.manifest.get("command")
-    if isinstance(command, list) and command:
-        blocks.append(Code(label="This engine was made by", lines=(shlex.join(map(str, command)),)))
+    if command := texts(files.manifest.get("command")):
+        blocks.append(Code(label="This engine was made by", lines=(shlex.join(command),)))
     else:
         blocks.append(missing("The command was", "engine.json, which names it, is not there"))
     blocks.append(Code(label="Check it, and measure it again", lines=tuple(_again(files))))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from toolchain.report.blocks import Block, Cell, Column, Fold, Paragraph, Section, Table, missing, table
-from toolchain.report.documents import Document, number, part, parts, text
+from toolchain.report.documents import Document, number, part, parts, ratio, text
 from toolchain.report.figures import Figure, Key, draw
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import NOTHING, percent, seconds, signed_percent, size
@@ -65,7 +65,8 @@ def _compared(files: EngineFiles, estimates: Document) -> list[list[Cell | str]]
     for name, planned, found, show in pairs:
         if planned is None and found is None:
             continue
-        change = found / planned - 1 if planned and found is not None else None
+        times = ratio(found, planned)
+        change = None if times is None else times - 1
         difference = "exact" if change == 0 else signed_percent(change, 1)
         rows.append(
             [
@@ -99,7 +100,7 @@ def _figure(assignments: list[Document]) -> Figure:
     return draw(
         _bars(sums, names),
         id="size-chart",
-        title=f"Bytes by part: {size(before)} to {size(after)} ({percent(after / before if before else None, 1)})",
+        title=f"Bytes by part: {size(before)} to {size(after)} ({percent(ratio(after, before), 1)})",
         alt=f"Two stacked bars. {words}.",
         keys=keys,
         height=80,
@@ -155,7 +156,8 @@ def _serving(estimates: Document) -> list[Block]:
         return []
     total = sum(number(estimates, key) or 0 for key in SERVING)
     available = number(estimates, "gpu_memory_bytes")
-    share = f" ({percent(total / available, 0)} of {size(available)})" if available else ""
+    used = ratio(total, available)
+    share = "" if used is None else f" ({percent(used, 0)} of {size(available)})"
     rows.append(["Together", Cell(text=size(total) + share, value=total)])
     return [
         table(

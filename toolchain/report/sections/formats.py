@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from toolchain.report.blocks import Block, Cell, Column, Facts, Paragraph, Section, Table, missing, table
-from toolchain.report.documents import Document, number, part, parts, text
+from toolchain.report.documents import Document, number, part, parts, ratio, text, texts
 from toolchain.report.figures import Figure, Key, draw
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import count, percent, size
@@ -41,9 +41,8 @@ def section(files: EngineFiles) -> Section:
 def _facts(files: EngineFiles) -> tuple[tuple[str, str], ...]:
     plan, estimates = files.plan, part(files.plan, "estimates")
     parameters, quantized = number(estimates, "parameters"), number(estimates, "quantized_parameters")
-    share = (
-        f" ({percent(quantized / parameters, 1)} quantized)" if parameters and quantized is not None else ""
-    )
+    part_of = ratio(quantized, parameters)
+    share = "" if part_of is None else f" ({percent(part_of, 1)} quantized)"
     found = [
         ("Model", f"{text(plan, 'model')} ({text(plan, 'architecture')})"),
         ("Format", text(plan, "format")),
@@ -59,7 +58,7 @@ def _facts(files: EngineFiles) -> tuple[tuple[str, str], ...]:
 def row_name(item: Document) -> str:
     """``attention``, or ``attention: q_proj, k_proj`` where a plan speaks about projections apart."""
     name = ROLES.get(text(item, "role"), text(item, "role"))
-    projections = [str(found) for found in item.get("projections") or ()]
+    projections = texts(item.get("projections"))
     return f"{name}: {', '.join(projections)}" if projections else name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolchain.report.blocks import Block, Facts, Paragraph, Section, missing
-from toolchain.report.documents import Document, number, part, text, yes_or_no
+from toolchain.report.documents import Document, as_text, number, part, text, texts, yes_or_no
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import count, percent
 
@@ -44,7 +44,7 @@ def _calibration(calibration: Document) -> tuple[tuple[str, str], ...]:
 
 
 def _sources(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+    return ", ".join(texts(value)) or as_text(value)
 
 
 def evaluation_facts(metrics: Document) -> tuple[tuple[str, str], ...]:

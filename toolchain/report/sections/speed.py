@@ -14,7 +14,7 @@ from toolchain.report.blocks import (
     missing,
     table,
 )
-from toolchain.report.documents import Document, number, part, parts, text
+from toolchain.report.documents import Document, number, part, parts, text, texts
 from toolchain.report.figures import Figure, draw
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import count, significant
@@ -46,8 +46,7 @@ def section(files: EngineFiles) -> Section:
 
 def settings_facts(bench: Document) -> tuple[tuple[str, str], ...]:
     settings, environment = part(bench, "settings"), part(bench, "environment")
-    gpus = environment.get("gpus")
-    gpu = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "no GPU"
+    gpu = ", ".join(texts(environment.get("gpus"))) or "no GPU"
     server = part(environment, "server")
     load = f"{text(bench, 'load')}; prompts of {text(settings, 'prompt_tokens')}, answers of "
     found = [

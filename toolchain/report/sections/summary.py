@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from toolchain.report.blocks import Block, Cell, Column, Section, Table, Tile, Tiles, missing, table
-from toolchain.report.documents import Document, interval, number, part, parts
+from toolchain.report.documents import Document, interval, number, part, parts, ratio
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import between, percent, signed_percent, significant, size
 from toolchain.report.verdict import gate_figures, increase_of, measured
@@ -64,7 +64,8 @@ def _size_tiles(files: EngineFiles) -> list[Tile]:
     bits = effective_bits(files)
     tiles = []
     if written is not None:
-        detail = f"of {size(source)}: {percent(written / source, 1)}" if source else ""
+        share = ratio(written, source)
+        detail = "" if share is None else f"of {size(source)}: {percent(share, 1)}"
         tiles.append(Tile(name="Weights", value=size(written), detail=detail))
     if bits is not None:
         tiles.append(Tile(name="Effective bits per parameter", value=f"{bits:.2f}"))
