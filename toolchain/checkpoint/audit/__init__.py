@@ -93,6 +93,7 @@ def _by_headers(subject: Subject, target: Runtime | None) -> Iterator[Finding]:
     yield from layout.roles(subject)
     yield from excluded.exclude_list(subject)
     yield from excluded.both_places_agree(subject)
+    yield from excluded.group_size(subject)
     yield from excluded.kv_cache(subject)
     plan = read_plan_beside(subject.directory)
     if plan is not None:

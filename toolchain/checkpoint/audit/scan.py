@@ -90,6 +90,8 @@ class Scan:
             self._own.buffer, self._own.scratch = np.empty(CHUNK, dtype=np.uint8), codes.Scratch(CHUNK)
         found = {task.name: Seen() for task in unit.tasks}
         handle = os.open(self._directory / unit.file, os.O_RDONLY)
+        if hasattr(os, "posix_fadvise"):  # reads ahead twice as far
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         try:
             for start, size, parts in _reads(unit.tasks):
                 data = self._own.buffer[:size]

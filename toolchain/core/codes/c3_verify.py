@@ -109,6 +109,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Releases up to 1.2.1 read hf_quant_config.json in the legacy shape; a flat or inline config is an error or is "
         "silently ignored there. MIXED_PRECISION may need quant_cfg.json.",
     ),
+    "TC-340": (
+        "group_size of the config is not that of the stored scales",
+        "Loaders allocate scales by the config and copy the stored ones into them. Correct the config.",
+    ),
     "TC-341": (
         "A compressed-tensors checkpoint that has no counterpart in ModelOpt's layout",
         "The message names the scheme. Quantize from the source, or serve it with a runtime that reads it.",
