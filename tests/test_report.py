@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from tests.conftest import Made, Ran
 from tests.report_engines import change, make_engine, write
 from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.evaluate.gates import Gates, apply_gates
+from toolchain.evaluate.harness.kept import keep_tasks
 from toolchain.report import write_comparison, write_report
 from toolchain.report.pareto import Point, front
 
@@ -190,6 +192,32 @@ def spoil(value: Any, draw: random.Random) -> Any:
 )
 def test_verdicts(tmp_path: Path, changes: dict[str, Any], headline: str) -> None:
     assert headline in report(make_engine(tmp_path / "engine", changes=changes)).text
+
+
+def test_gates_and_tasks_count_for_the_bytes_that_were_judged(tmp_path: Path) -> None:
+    """As `toolchain triton` counts them."""
+    engine = make_engine(tmp_path / "engine", changes={"tasks": None})
+    change(engine / "engine.json", files={"checkpoint/model.safetensors": "aa", "plan.json": "bb"})
+    metrics = json.loads((engine / "metrics.json").read_text())
+    apply_gates(engine, metrics, Gates(max_kl=0.001))
+    document = {
+        "harness": "0.4.9",
+        "settings": {},
+        "results": {
+            "piqa": {"metrics": {"acc": {"value": 0.7312, "stderr": 0.01}}, "num_fewshot": 0, "samples": 100}
+        },
+        "groups": {},
+    }
+    keep_tasks(engine, document)
+    text = report(engine).text
+    assert "Not fit to serve: 1 of 1 gates failed" in text
+    assert "mean KL 0.00480 at most 0.001 failed" in text
+    assert "73.12 %" in text
+    change(engine / "engine.json", files={"checkpoint/model.safetensors": "cc", "plan.json": "bb"})
+    text = report(engine).text
+    assert "Fit to serve: all 2 gates passed" in text  # those of metrics.json
+    assert "gates.json is of other bytes than this engine has now, and is left out." in text
+    assert "73.12 %" not in text
 
 
 def test_a_failed_audit_outweighs_passed_gates(tmp_path: Path) -> None:

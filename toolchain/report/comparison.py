@@ -86,10 +86,14 @@ def _verdicts(engines: Sequence[EngineFiles], names: Sequence[str]) -> Banner:
     verdicts = [judge(engine) for engine in engines]
     states = [verdict.state for verdict in verdicts]
     words = (("fit", "fit to serve"), ("not fit", "not fit to serve"), ("open", "without a verdict"))
-    headline = ", ".join(f"{states.count(state)} {word}" for state, word in words if state in states)
-    tone = {"fit": "good", "not fit": "bad"}.get(states[0], "open") if len(set(states)) == 1 else "open"
+    found = [f"{states.count(state)} {word}" for state, word in words if state in states]
+    same = len(found) == 1
+    headline = (
+        f"All engines are {dict(words)[states[0]]}" if same else f"Of {len(names)} engines {', '.join(found)}"
+    )
+    tone = {"fit": "good", "not fit": "bad"}.get(states[0], "open") if same else "open"
     sentences = tuple(
         f"{name}: {verdict.headline[0].lower()}{verdict.headline[1:]}."
         for name, verdict in zip(names, verdicts, strict=True)
     )
-    return Banner(tone=tone, headline=f"Of {len(names)} engines: {headline}", sentences=sentences)
+    return Banner(tone=tone, headline=headline, sentences=sentences)

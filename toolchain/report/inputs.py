@@ -8,7 +8,8 @@ from pathlib import Path
 
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import read_json, sha256_file
-from toolchain.report.documents import Document
+from toolchain.evaluate.gates import checkpoint_identity
+from toolchain.report.documents import Document, text
 
 FILES = {
     "manifest": "engine.json",
@@ -19,6 +20,8 @@ FILES = {
     "coverage": "checkpoint/coverage.json",
     "sensitivity": "sensitivity.json",
     "auto": "auto.json",
+    "gates": "gates.json",
+    "tasks": "tasks.json",
 }
 """Name in ``EngineFiles`` -> path in the engine directory."""
 
@@ -36,6 +39,12 @@ class EngineFiles:
     coverage: Document
     sensitivity: Document
     auto: Document
+    gates: Document
+    """Gates as judged last; empty when that was on other bytes than those of the engine now."""
+    tasks: Document
+    """Scores of lm-evaluation-harness; empty when they are of other bytes."""
+    outdated: tuple[str, ...]
+    """Names of the two files that were left out for that reason."""
     benches: tuple[tuple[str, Document], ...]
     """File name and result of each benchmark, the oldest first."""
     stages: Document
@@ -54,6 +63,13 @@ class EngineFiles:
         parent = self.directory.resolve().parent.name
         return f"engines/{self.name}" if parent == "engines" else self.name
 
+    @property
+    def to_measure(self) -> str:
+        """How figures of quality come into the report."""
+        model = text(self.plan, "model") or "MODEL"
+        where = f"--output {self.where}/{FILES['metrics']} --force"
+        return f"run `toolchain evaluate {self.where} --baseline {model} {where}`"
+
 
 def read_engine(directory: Path) -> EngineFiles:
     """UsageError TC-801 when ``directory`` holds none of the files; TC-003 or TC-802 for damaged ones."""
@@ -70,17 +86,33 @@ def read_engine(directory: Path) -> EngineFiles:
             hint="give an engine directory, one that `toolchain engine` or `toolchain build` wrote",
             code="TC-801",
         )
+    outdated = _leave_out_outdated(found)
     manifest = directory / "engine.json"
     records = found["manifest"].get("stages")
     shards = [path.stat().st_size for path in sorted((directory / "checkpoint").glob("*.safetensors"))]
     return EngineFiles(
         directory=directory,
         **found,
+        outdated=outdated,
         benches=tuple((path.name, _document(path)) for path in sorted((directory / "bench").glob("*.json"))),
         stages=records if isinstance(records, Mapping) else _records(directory / "stages"),
         shard_bytes=sum(shards) if shards else None,
         manifest_sha256=sha256_file(manifest) if manifest.is_file() else None,
     )
+
+
+def _leave_out_outdated(found: dict[str, Document]) -> tuple[str, ...]:
+    """Gates and tasks hold for the bytes that were judged, which both name by the hash of the checkpoint's files."""
+    hashes = found["manifest"].get("files")
+    if not isinstance(hashes, dict):
+        return ()
+    now = checkpoint_identity(hashes)
+    left = []
+    for name, key in (("gates", "checkpoint"), ("tasks", "identity")):
+        if found[name] and found[name].get(key) != now:
+            found[name] = {}
+            left.append(FILES[name])
+    return tuple(left)
 
 
 def _records(directory: Path) -> Document:

@@ -79,7 +79,8 @@ def _chart(points: Sequence[Point], best: set[str], letters: list[str]) -> Any:
     scale, axis = log_scale([row["low"] for row in rows], [row["high"] for row in rows])
     spread = max(row["bits"] for row in rows) - min(row["bits"] for row in rows)
     margin = max(0.12 * spread, 0.25)
-    domain = [min(row["bits"] for row in rows) - margin, max(row["bits"] for row in rows) + 2.2 * margin]
+    domain = [min(row["bits"] for row in rows) - margin, max(row["bits"] for row in rows) + margin]
+    middle = sum(domain) / 2
     x = alt.X(
         "bits:Q",
         title="effective bits per parameter",
@@ -107,7 +108,12 @@ def _chart(points: Sequence[Point], best: set[str], letters: list[str]) -> Any:
             y=y, shape=shape, tooltip=tips
         ),
         filled.mark_point(size=100, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=tips),
-        alt.Chart(data(rows)).mark_text(align="left", dx=10, dy=-9).encode(x=x, y=y, text="name:N"),
+        *(
+            alt.Chart(data([row for row in rows if (row["bits"] > middle) == right]))
+            .mark_text(align="right" if right else "left", dx=-9 if right else 9, dy=-11)
+            .encode(x=x, y=y, text="name:N")
+            for right in (False, True)
+        ),
     )
 
 

@@ -31,7 +31,7 @@ class Verdict:
 
 def judge(files: EngineFiles) -> Verdict:
     """From the audit and the gates, as the stages wrote them. Nothing is judged here that they did not judge."""
-    metrics, gates = files.metrics, parts(files.metrics, "gates")
+    metrics, gates = files.metrics, gates_of(files)
     failed = [gate for gate in gates if gate.get("passed") is False]
     if files.audit.get("passed") is False:
         return Verdict(
@@ -41,7 +41,7 @@ def judge(files: EngineFiles) -> Verdict:
                 f"{text(item, 'code')}: {text(item, 'message')}" for item in _errors(files.audit)[:3]
             ),
         )
-    if failed or metrics.get("fit") is False:
+    if failed or (not gates and metrics.get("fit") is False):
         failing = (
             f"{len(failed)} of {len(gates)} gates failed" if failed else "marked as not fit by its evaluation"
         )
@@ -53,6 +53,11 @@ def judge(files: EngineFiles) -> Verdict:
         plural = "its gate passed" if len(gates) == 1 else f"all {len(gates)} gates passed"
         return Verdict(state="fit", headline=f"Fit to serve: {plural}", reasons=tuple(map(gate_words, gates)))
     return Verdict(state="open", headline="No gates were set: the numbers below are for you to judge")
+
+
+def gates_of(files: EngineFiles) -> list[Document]:
+    """As judged last, by any command (gates.json); else as judged with the metrics."""
+    return parts(files.gates, "gates") or parts(files.metrics, "gates")
 
 
 def measured(metrics: Document) -> bool:
@@ -104,15 +109,12 @@ def _divergence(metrics: Document) -> str:
 
 def _perplexity(metrics: Document) -> str:
     ppl, baseline = number(metrics, "ppl"), number(metrics, "baseline_ppl")
-    ends = between(interval(metrics, "ppl"), lambda value: significant(value, 4))
     if baseline is None:
+        ends = between(interval(metrics, "ppl"), lambda value: significant(value, 4))
         return f"Perplexity is {significant(ppl, 4)}{f' ({ends})' if ends else ''}; no baseline was given."
-    increase = increase_of(metrics)
-    ends = f" ({ends})" if ends else ""
-    return (
-        f"Perplexity is {significant(ppl, 4)}{ends} against {significant(baseline, 4)}: "
-        f"{signed_percent(increase)}."
-    )
+    ends = between(interval(metrics, "ppl_increase"), signed_percent)
+    change = f"{signed_percent(increase_of(metrics))}{f' ({ends})' if ends else ''}"
+    return f"Perplexity is {significant(ppl, 4)} against {significant(baseline, 4)}: {change}."
 
 
 def increase_of(metrics: Document) -> float | None:

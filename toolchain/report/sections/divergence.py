@@ -22,7 +22,7 @@ DIRECTIONS = {"kl": "KL(baseline || quantized)", "reverse_kl": "KL(quantized || 
 
 def section(files: EngineFiles) -> Section:
     title, metrics = "KL over tokens", files.metrics
-    remedy = f"run `toolchain evaluate {files.where} --baseline MODEL`"
+    remedy = files.to_measure
     if number(metrics, "kl_mean") is None:
         return Section(id="kl", short="KL", title=title, blocks=(missing("KL was", remedy),))
     histogram = part(metrics, "kl_histogram")
@@ -77,7 +77,7 @@ def _figure(metrics: Document, edges: list[float], counts: list[float]) -> Figur
         title=f"KL of {count(tokens)} tokens",
         alt=_alt(metrics, rows),
         keys=tuple(keys),
-        note="Logarithmic scale; bins of equal width on it.",
+        note="Logarithmic scale; bins of equal width on it, the outer ones of the measurement open.",
     )
 
 

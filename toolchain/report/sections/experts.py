@@ -67,6 +67,10 @@ def _minimum(files: EngineFiles) -> float:
     return max(number(files.coverage, "min_tokens_per_expert") or 0, 1)
 
 
+def _starved_words(minimum: float) -> str:
+    return "no token" if minimum == 1 else f"fewer than {count(minimum)} tokens"
+
+
 def _facts(files: EngineFiles, layers: dict[int, list[float]]) -> tuple[tuple[str, str], ...]:
     coverage = files.coverage or part(files.quantize, "calibration")
     starved = sum(value < _minimum(files) for tokens in layers.values() for value in tokens)
@@ -86,7 +90,7 @@ def _facts(files: EngineFiles, layers: dict[int, list[float]]) -> tuple[tuple[st
         ("Variation over experts (cv)", significant(number(coverage, "cv"))),
         (
             "Starved experts",
-            f"{starved or 'none'} of {count(everyone)} (fewer than {count(_minimum(files))} tokens)",
+            f"{starved or 'none'} of {count(everyone)} ({_starved_words(_minimum(files))})",
         ),
         ("Remedy", remedy if isinstance(remedy, str) else ""),
     ]
@@ -101,7 +105,7 @@ def heat_map(layers: dict[int, list[float]], minimum: float) -> Figure:
         {"layer": layer, "tokens": _grouped(tokens, together, minimum)} for layer, tokens in layers.items()
     ]
     columns = max(len(row["tokens"]) for row in rows)
-    keys = [Key(label=f"starved (fewer than {count(minimum)} tokens)", colour=colour("bad"))]
+    keys = [Key(label=f"starved ({_starved_words(minimum)})", colour=colour("bad"))]
     keys += [Key(label=label, colour=shade) for label, shade in zip(LABELS, _colours()[1:], strict=True)]
     note = f"A column is the mean of {together} of the {experts} experts, or starved where one of them is."
     return draw(
@@ -173,7 +177,7 @@ def _alt(layers: dict[int, list[float]], minimum: float) -> str:
     starved = sum(value < minimum for tokens in layers.values() for value in tokens)
     return (
         f"Heat map of {len(layers)} layers by {experts} experts. The least used expert, {expert} of layer {layer}, saw "
-        f"{count(tokens)} tokens; {starved} experts saw fewer than {count(minimum)}."
+        f"{count(tokens)} tokens; {starved} experts are starved ({_starved_words(minimum)})."
     )
 
 

@@ -12,7 +12,7 @@ def section(files: EngineFiles) -> Section:
     title = "Generations side by side"
     found = parts(files.metrics, "generations")
     if not found:
-        remedy = f"run `toolchain evaluate {files.where} --baseline MODEL`"
+        remedy = files.to_measure
         return Section(
             id="generations", short="Generations", title=title, blocks=(missing("Generations were", remedy),)
         )

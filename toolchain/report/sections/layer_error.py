@@ -25,7 +25,7 @@ def section(files: EngineFiles) -> Section:
         (layer, error) for layer, item in layers.items() if (error := number(item, "hidden_rms")) is not None
     ]
     if not errors:
-        remedy = f"run `toolchain evaluate {files.where} --baseline MODEL`"
+        remedy = files.to_measure
         return Section(
             id="layers",
             short="Layer error",
@@ -50,7 +50,8 @@ def section(files: EngineFiles) -> Section:
             id="layer-error",
             title="Relative RMS error of the hidden states after each layer",
             alt=alt,
-            note="||quantized - baseline|| / ||baseline||, errors of earlier layers included.",
+            note="||quantized - baseline|| / ||baseline|| of each position, root mean square; "
+            "errors of earlier layers are in it.",
         ),
         Fold(summary="All figures by layer", blocks=(_table(layers),)),
     ]

@@ -66,7 +66,8 @@ def _overlap(data: Document) -> list[Block]:
     """A line about evaluation text that calibration has seen, in the forms that evaluation writes it."""
     found = data.get("calibration_overlap")
     if found is None:
-        return []
+        words = "Whether calibration saw the evaluation text is not known: its text was not at hand."
+        return [Paragraph(text=words, tone="note")]
     share = number(found, "share") if isinstance(found, dict) else number(data, "calibration_overlap")
     if share is None:
         return []

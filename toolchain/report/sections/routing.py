@@ -31,7 +31,7 @@ def section(files: EngineFiles) -> Section:
             return Section(
                 id="routing", short="Routing", title=title, blocks=(Paragraph(text=words, tone="missing"),)
             )
-        remedy = f"run `toolchain evaluate {files.where} --baseline MODEL`"
+        remedy = files.to_measure
         return Section(
             id="routing", short="Routing", title=title, blocks=(missing("Router agreement was", remedy),)
         )
@@ -45,7 +45,7 @@ def section(files: EngineFiles) -> Section:
         if (moved := _moved(layers)) is not None:
             blocks.append(moved)
     else:
-        remedy = f"run `toolchain evaluate {files.where} --baseline MODEL`"
+        remedy = files.to_measure
         blocks.append(missing("Expert load shift was", remedy))
     return Section(id="routing", short="Routing", title=title, blocks=tuple(blocks))
 

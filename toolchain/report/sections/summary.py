@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from toolchain.report.blocks import Block, Cell, Column, Section, Table, Tile, Tiles, missing, table
-from toolchain.report.documents import Document, interval, number, part, parts, ratio
+from toolchain.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Paragraph,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    missing,
+    table,
+)
+from toolchain.report.documents import Document, interval, number, part, ratio
 from toolchain.report.inputs import EngineFiles
-from toolchain.report.numbers import between, percent, signed_percent, significant, size
-from toolchain.report.verdict import gate_figures, increase_of, measured
+from toolchain.report.numbers import between, count, percent, signed_percent, significant, size
+from toolchain.report.verdict import gate_figures, gates_of, increase_of, measured
 
 VARIANTS = {
     "weights": "weights only",
@@ -20,15 +31,27 @@ def section(files: EngineFiles) -> Section:
     metrics = files.metrics
     blocks: list[Block] = [Tiles(items=tuple(_tiles(files)))]
     if not measured(metrics):
-        blocks.append(missing("Quality was", f"run `toolchain evaluate {files.where} --baseline MODEL`"))
+        blocks.append(missing("Quality was", files.to_measure))
     elif number(metrics, "kl_mean") is None:
-        blocks.append(
-            missing("KL and agreement were", f"run `toolchain evaluate {files.where} --baseline MODEL`")
-        )
-    if gates := parts(metrics, "gates"):
+        blocks.append(missing("KL and agreement were", files.to_measure))
+    if gates := gates_of(files):
         blocks.append(_gates(gates))
+    for name in files.outdated:
+        words = f"{name} is of other bytes than this engine has now, and is left out."
+        blocks.append(Paragraph(text=words, tone="warning"))
     blocks += _variants(metrics)
+    if part(metrics, "intervals"):
+        blocks.append(Paragraph(text=_basis(part(metrics, "bootstrap")), tone="note"))
     return Section(id="summary", title="Summary", blocks=tuple(blocks))
+
+
+def _basis(bootstrap: Document) -> str:
+    drawn = [f"{count(number(bootstrap, key))} {key}" for key in ("resamples", "windows") if key in bootstrap]
+    how = f" ({' of '.join(drawn)})" if drawn else ""
+    return (
+        f"Intervals are 95\u00a0%, bootstrap over windows{how}: what other text of this kind would change, not what "
+        "another calibration would."
+    )
 
 
 def _tiles(files: EngineFiles) -> list[Tile]:
@@ -46,9 +69,12 @@ def _tiles(files: EngineFiles) -> list[Tile]:
         detail = between(interval(metrics, "top1_agreement"), percent)
         tiles.append(Tile(name="Top-1 agreement", value=percent(top1), detail=detail))
     if top5 is not None:
-        tiles.append(Tile(name="Top-5 overlap", value=percent(top5)))
+        detail = between(interval(metrics, "top5_agreement"), percent)
+        tiles.append(Tile(name="Top-5 overlap", value=percent(top5), detail=detail))
     if (increase := increase_of(metrics)) is not None:
-        detail = f"{significant(number(metrics, 'ppl'), 4)} against {significant(number(metrics, 'baseline_ppl'), 4)}"
+        detail = between(interval(metrics, "ppl_increase"), signed_percent) or (
+            f"{significant(number(metrics, 'ppl'), 4)} against {significant(number(metrics, 'baseline_ppl'), 4)}"
+        )
         tiles.append(Tile(name="Perplexity", value=signed_percent(increase), detail=detail))
     elif measured(metrics):
         tiles.append(Tile(name="Perplexity", value=significant(number(metrics, "ppl"), 4)))
