@@ -187,7 +187,13 @@ def run_audit(directory: Path) -> dict[str, Any]:
     seconds = time.monotonic() - before
     if status:
         raise SystemExit(f"the audit ended with status {status}")
-    return {**json.loads(said), "process_seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}
+    cpu = usage.ru_utime + usage.ru_stime
+    return {
+        **json.loads(said),
+        "process_seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
 
 
 def measure(directory: Path, total: int, rounds: int, *, cold: bool) -> dict[str, Any]:
@@ -206,6 +212,8 @@ def measure(directory: Path, total: int, rounds: int, *, cold: bool) -> dict[str
         "audit_gb_per_s": round(total / process / 1e9, 3),
         "audit_seconds": round(process, 2),
         "audit_over_plain": round(process / read, 3),
+        "audit_cpu_seconds": round(statistics.median(item["cpu_seconds"] for item in audits), 2),
+        "load_average_after": [round(value, 2) for value in os.getloadavg()],
         "peak_mib": round(max(item["peak_bytes"] for item in audits) / 2**20),
         "plain_seconds_each": [round(value, 2) for value in plain],
         "audit_seconds_each": [round(item["process_seconds"], 2) for item in audits],

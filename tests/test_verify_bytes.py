@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from tests.conftest import Made
 from tests.planning import plan_for
 from toolchain.checkpoint.audit import audit, codes
+from toolchain.checkpoint.audit.reading import Buffer, ShardFile
 from toolchain.checkpoint.audit.scan import CHUNK, Scan, Task
 from toolchain.checkpoint.manifest import check_manifest
 from toolchain.checkpoint.raw import Place
@@ -86,6 +88,26 @@ def test_a_bad_code_is_found_wherever_it_is(tmp_path: Path, size: int, first: in
         assert seen["it"].elements == size
 
 
+@pytest.mark.parametrize("size", [1, 4095, 4096, 100_003])
+def test_bytes_past_the_page_cache_are_the_same(tmp_path: Path, size: int) -> None:
+    """At any offset, up to the last byte, cached or not; and where O_DIRECT is not possible."""
+    data = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    path, buffer = tmp_path / "x", Buffer(size)
+    path.write_bytes(data.tobytes())
+    for is_cached in (True, False):
+        if not is_cached and hasattr(os, "posix_fadvise"):
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+        with ShardFile(path, probe=(0, size // 2, size - 1)) as shard:
+            for start in sorted({0, size // 3, size - 1}):
+                for length in sorted({1, size - start}):
+                    assert np.array_equal(shard.read(buffer, start, length), data[start : start + length])
+            with pytest.raises(ToolchainError, match="ends at byte"):
+                shard.read(Buffer(size + 1), 0, size + 1)
+
+
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(100))
     task = Task(name="a", place=Place(file="x", start=50, size=100), dtype="U8", scale=False)
@@ -97,6 +119,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from pathlib import Path
+from toolchain.checkpoint.audit.reading import Buffer, ShardFile
 from toolchain.checkpoint.audit.scan import Scan, Task
 from toolchain.checkpoint.raw import Place
 from toolchain.core.progress import Silent

@@ -21,7 +21,7 @@ MANIFEST = "engine.json"
 DIGEST = "digest"
 STAGES = "stages"
 """Records of the stages: engine.json has a copy of each, so that they are compared and not hashed."""
-LATER = ("bench", "report", STAGES)
+LATER = ("bench", "gates.json", "report", "sbom.cdx.json", "sensitivity.json", STAGES, "tasks.json")
 """What commands write into an engine after it is made."""
 
 

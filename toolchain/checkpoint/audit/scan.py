@@ -1,6 +1,6 @@
 """One pass over all bytes of a checkpoint: every tensor is read once, in the order of the files, and checked.
 
-Read with ``preadv`` into a few buffers and not through a mapping: mapped pages count as memory of the process, and a
+Read into a few buffers (``reading.py``) and not through a mapping: mapped pages count as memory of the process, and a
 file that is cut off while it is read would end it with a signal. Peak memory is CHUNK times three times the threads,
 whatever the size of the checkpoint.
 """
@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import local
 
-import numpy as np
-
 from toolchain.checkpoint.audit import codes
+from toolchain.checkpoint.audit.reading import Buffer, ShardFile
 from toolchain.checkpoint.raw import Place
-from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress
 
-CHUNK = 8 << 20
+CHUNK = 16 << 20
 """Bytes read at a time: long enough for disks, short enough for many threads."""
 UNIT = 256 << 20
 """Bytes of neighbouring tensors that one thread takes at a time."""
@@ -87,19 +85,15 @@ class Scan:
 
     def _unit(self, unit: _Unit) -> dict[str, Seen]:
         if not hasattr(self._own, "buffer"):
-            self._own.buffer, self._own.scratch = np.empty(CHUNK, dtype=np.uint8), codes.Scratch(CHUNK)
+            self._own.buffer, self._own.scratch = Buffer(CHUNK), codes.Scratch(CHUNK)
         found = {task.name: Seen() for task in unit.tasks}
-        handle = os.open(self._directory / unit.file, os.O_RDONLY)
-        if hasattr(os, "posix_fadvise"):  # reads ahead twice as far
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        try:
+        first, last = unit.tasks[0].place, unit.tasks[-1].place
+        probe = (first.start, (first.start + last.start) // 2, last.start)
+        with ShardFile(self._directory / unit.file, probe=probe if unit.size >= CHUNK else ()) as shard:
             for start, size, parts in _reads(unit.tasks):
-                data = self._own.buffer[:size]
-                _fill(handle, data, start, unit.file)
+                data = shard.read(self._own.buffer, start, size)
                 for task, begin, end in parts:
                     _look(found[task.name], task, data[begin:end], self._own.scratch)
-        finally:
-            os.close(handle)
         return found
 
 
@@ -137,19 +131,6 @@ def _reads(tasks: list[Task]) -> Iterator[tuple[int, int, list[tuple[Task, int, 
         used += place.size
     if parts:
         yield start, used, parts
-
-
-def _fill(handle: int, data: codes.Bytes, start: int, file: str) -> None:
-    done = 0
-    while done < data.size:
-        count = os.preadv(handle, [data[done:].data], start + done)
-        if count == 0:
-            raise ToolchainError(
-                f"{file} ends at byte {start + done}, its header promises {start + data.size} or more",
-                hint="it was changed while it was read: fetch this shard again",
-                code="TC-015",
-            )
-        done += count
 
 
 def _look(seen: Seen, task: Task, data: codes.Bytes, scratch: codes.Scratch) -> None:
