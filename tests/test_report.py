@@ -194,6 +194,20 @@ def test_verdicts(tmp_path: Path, changes: dict[str, Any], headline: str) -> Non
     assert headline in report(make_engine(tmp_path / "engine", changes=changes)).text
 
 
+def test_scores_of_a_format_search_are_shown_as_sensitivity(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path / "engine", sensitivity=False)
+    groups = [
+        ("0.routed_expert", "nvfp4", 0.00071),
+        ("0.routed_expert", "source", 0.0),
+        ("1.attention", "fp8", 0.00023),
+    ]
+    scores = [{"group": group, "format": name, "bytes": 10, "score": score} for group, name, score in groups]
+    write(engine / "auto.json", {"method": "sensitivity", "scores": scores})
+    text = report(engine).text
+    assert "The 2 most sensitive of 2 layer groups" in text
+    assert "0.routed_expert nvfp4 0.000710" in text
+
+
 def test_gates_and_tasks_count_for_the_bytes_that_were_judged(tmp_path: Path) -> None:
     """As `toolchain triton` counts them."""
     engine = make_engine(tmp_path / "engine", changes={"tasks": None})

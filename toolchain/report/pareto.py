@@ -88,32 +88,43 @@ def _chart(points: Sequence[Point], best: set[str], letters: list[str]) -> Any:
         axis=alt.Axis(grid=False, tickCount=8),
     )
     y = alt.Y("kl:Q", title="mean KL (nats per token)", scale=scale, axis=axis)
-    shade = alt.Color("group:N", legend=None, scale=alt.Scale(domain=letters, range=categories(len(letters))))
-    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(letters))]
-    shape = alt.Shape("group:N", legend=None, scale=alt.Scale(domain=letters, range=shapes))
-    tips = [
-        alt.Tooltip("name:N", title="engine"),
-        alt.Tooltip("bits:Q", format=".3f"),
-        alt.Tooltip("text:N", title="KL"),
-    ]
-    base = alt.Chart(data(rows)).encode(x=x, color=shade)
     ends = alt.Y("low:Q", scale=scale, axis=axis, title="mean KL (nats per token)")
-    open_points, filled = (base.transform_filter(f"{'' if on else '!'}datum.front") for on in (False, True))
+    front = alt.Chart(data([row for row in rows if row["front"]])).mark_line(
+        color=colour("soft"), strokeDash=[7, 4], strokeWidth=1.5, interpolate="step-after"
+    )
     return alt.layer(
-        alt.Chart(data([row for row in rows if row["front"]]))
-        .mark_line(color=colour("soft"), strokeDash=[7, 4], strokeWidth=1.5, interpolate="step-after")
-        .encode(x=x, y=y, detail="group:N"),
-        base.mark_rule(strokeWidth=1.5).encode(y=ends, y2="high:Q", color=shade),
-        open_points.mark_point(size=90, filled=False, strokeWidth=2, fill=colour("page")).encode(
-            y=y, shape=shape, tooltip=tips
-        ),
-        filled.mark_point(size=100, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=tips),
+        front.encode(x=x, y=y, detail="group:N"),
+        *_marks(alt.Chart(data(rows)).encode(x=x, color=_shade(letters)), y, ends, letters),
         *(
             alt.Chart(data([row for row in rows if (row["bits"] > middle) == right]))
             .mark_text(align="right" if right else "left", dx=-9 if right else 9, dy=-11)
             .encode(x=x, y=y, text="name:N")
             for right in (False, True)
         ),
+    )
+
+
+def _shade(letters: list[str]) -> Any:
+    from toolchain.report.charts import alt
+
+    return alt.Color("group:N", legend=None, scale=alt.Scale(domain=letters, range=categories(len(letters))))
+
+
+def _marks(base: Any, y: Any, ends: Any, letters: list[str]) -> tuple[Any, ...]:
+    """Intervals, hollow points, and filled ones on the front; a shape for each letter."""
+    from toolchain.report.charts import alt
+
+    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(letters))]
+    shape = alt.Shape("group:N", legend=None, scale=alt.Scale(domain=letters, range=shapes))
+    tips = [alt.Tooltip("name:N", title="engine"), alt.Tooltip("bits:Q", format=".3f")]
+    tips.append(alt.Tooltip("text:N", title="KL"))
+    hollow, filled = (base.transform_filter(f"{'' if on else '!'}datum.front") for on in (False, True))
+    return (
+        base.mark_rule(strokeWidth=1.5).encode(y=ends, y2="high:Q"),
+        hollow.mark_point(size=90, filled=False, strokeWidth=2, fill=colour("page")).encode(
+            y=y, shape=shape, tooltip=tips
+        ),
+        filled.mark_point(size=100, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=tips),
     )
 
 

@@ -10,7 +10,7 @@ from toolchain.report.figures import Figure, Key, draw
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import count, significant
 from toolchain.report.palette import categories
-from toolchain.report.sections.formats import ROLES
+from toolchain.report.sections.formats import ROLES, SOURCE
 
 SHOWN = 15
 """Groups in the table that is always open."""
@@ -19,7 +19,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 
 def section(files: EngineFiles) -> Section:
     title = "Sensitivity"
-    document = files.sensitivity
+    document = files.sensitivity or _of_search(files.auto)
     scores = [item for item in parts(document, "scores") if number(item, "kl") is not None]
     if not scores:
         source = text(files.plan, "model") or "MODEL"
@@ -37,6 +37,20 @@ def section(files: EngineFiles) -> Section:
             Fold(summary=f"All {len(scores)} layer groups", blocks=(_table(scores, "All layer groups"),))
         )
     return Section(id="sensitivity", title=title, blocks=tuple(blocks))
+
+
+def _of_search(auto: Document) -> Document:
+    """The scores of `--format auto` in the form of sensitivity.json, where they are the same measurement: KL of one
+    group at a time. Names of groups begin with layer and role: ``3.attention.q_proj+k_proj``."""
+    if text(auto, "method") != "sensitivity":
+        return {}
+    scores = []
+    for item in parts(auto, "scores"):
+        layer, _, rest = text(item, "group").partition(".")
+        if text(item, "format") != SOURCE:
+            place = {"layer": int(layer) if layer.isdecimal() else None, "role": rest.partition(".")[0]}
+            scores.append({**item, **place, "kl": item.get("score")})
+    return {"scores": scores, "held_out": part(auto, "held_out", "scores")}
 
 
 def _facts(document: Document) -> tuple[tuple[str, str], ...]:
