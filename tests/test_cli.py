@@ -28,7 +28,17 @@ HEAVY = {
     "torch", "transformers", "modelopt", "tritonclient", "numpy", "yaml", "rich", "safetensors", "tokenizers",
     "huggingface_hub", "datasets", "requests",
 }  # fmt: skip
-WRITING = ("demo", "quantize", "build", "engine", "triton render", "triton install", "serve", "bench")
+WRITING = (
+    "demo",
+    "quantize",
+    "build",
+    "engine",
+    "triton render",
+    "triton install",
+    "serve",
+    "bench",
+    "report",
+)
 """Commands that leave files behind."""
 
 

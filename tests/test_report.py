@@ -336,6 +336,13 @@ def test_the_front_is_what_no_other_beats(found: list[tuple[int, int, str]]) -> 
         assert (point.name in front(drawn)) == (point.kl == best_here and point.kl < best_below)
 
 
+def test_engines_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    places = [make_engine(tmp_path / place / "mine") for place in ("a/x", "b/x", "c/y")]
+    assert "x/mine, y/mine" in Seen(write_comparison(places[1:], tmp_path / "out")).text
+    text = Seen(write_comparison(places, tmp_path / "out")).text
+    assert all(str(place) in text for place in places)
+
+
 def test_a_comparison_needs_different_engines(tmp_path: Path, engine: Path) -> None:
     for engines in ([engine], [engine, engine]):
         with pytest.raises(UsageError) as refused:

@@ -58,12 +58,13 @@ def comparison_page(engines: Sequence[EngineFiles]) -> Page:
 
 
 def names_of(engines: Sequence[EngineFiles]) -> list[str]:
-    """Directory names, with the parent's where two are the same."""
+    """Directory names; with the parent's, or the whole path, where two are the same."""
     names = [engine.name for engine in engines]
-    return [
-        name if names.count(name) == 1 else str(Path(engine.directory.resolve().parent.name) / name)
-        for name, engine in zip(names, engines, strict=True)
-    ]
+    places = [engine.directory.resolve() for engine in engines]
+    longer = [f"{place.parent.name}/{place.name}" for place in places]
+    if len(set(longer)) < len(longer):
+        longer = [str(place) for place in places]
+    return [name if names.count(name) == 1 else other for name, other in zip(names, longer, strict=True)]
 
 
 def points_of(

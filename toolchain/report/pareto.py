@@ -89,11 +89,11 @@ def _chart(points: Sequence[Point], best: set[str], letters: list[str]) -> Any:
     )
     y = alt.Y("kl:Q", title="mean KL (nats per token)", scale=scale, axis=axis)
     ends = alt.Y("low:Q", scale=scale, axis=axis, title="mean KL (nats per token)")
-    front = alt.Chart(data([row for row in rows if row["front"]])).mark_line(
+    line = alt.Chart(data([row for row in rows if row["front"]])).mark_line(
         color=colour("soft"), strokeDash=[7, 4], strokeWidth=1.5, interpolate="step-after"
     )
     return alt.layer(
-        front.encode(x=x, y=y, detail="group:N"),
+        line.encode(x=x, y=y, detail="group:N"),
         *_marks(alt.Chart(data(rows)).encode(x=x, color=_shade(letters)), y, ends, letters),
         *(
             alt.Chart(data([row for row in rows if (row["bits"] > middle) == right]))
