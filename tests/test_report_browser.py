@@ -211,6 +211,21 @@ def test_charts_show_the_numbers(browser: Any, page_of: Callable[[str], Path], e
         assert starved == [count < coverage["min_tokens_per_expert"] for count in tokens]
 
 
+@pytest.mark.parametrize("chart", ["kl-histogram", "sensitivity-chart", "strip"])
+def test_pictures_have_the_labels_of_live_charts(
+    browser: Any, page_of: Callable[[str], Path], chart: str
+) -> None:
+    """Of axes whose ticks do not depend on the width."""
+    with opened(browser, page_of("moe")) as found:
+        enliven(found.page)
+        labels = "at => [...document.querySelectorAll(at)].map(text => text.textContent).sort()"
+        axis = ".role-axis-label text"
+        live = found.page.evaluate(labels, f"#{chart} .live {axis}")
+        picture = found.page.evaluate(labels, f"#{chart} .picture {axis}")
+        assert len(set(live)) > 3
+        assert set(picture) == set(live)
+
+
 def test_a_heat_map_of_a_large_model_has_a_cell_for_every_expert(
     browser: Any, page_of: Callable[[str], Path]
 ) -> None:

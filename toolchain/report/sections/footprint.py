@@ -57,7 +57,7 @@ def _compared(files: EngineFiles, estimates: Document) -> list[list[Cell | str]]
         ("Tensors of the checkpoint", number(estimates, "checkpoint_bytes"), written, size),
         ("Safetensors files, headers included", None, files.shard_bytes, size),
         ("Effective bits per parameter", number(estimates, "effective_bits"), number(facts, "effective_bits"), _bits),
-        ("Memory to quantize (peak of the process)", number(estimates, "quantize_memory_bytes"),
+        ("Memory to quantize (measured with all libraries)", number(estimates, "quantize_memory_bytes"),
          number(files.quantize, "peak_memory_bytes"), size),
         ("Time to quantize", number(estimates, "quantize_seconds"), total, seconds),
     ]  # fmt: skip
@@ -67,7 +67,7 @@ def _compared(files: EngineFiles, estimates: Document) -> list[list[Cell | str]]
             continue
         times = ratio(found, planned)
         change = None if times is None else times - 1
-        difference = "exact" if change == 0 else signed_percent(change, 1)
+        difference = _difference(change)
         rows.append(
             [
                 name,
@@ -77,6 +77,12 @@ def _compared(files: EngineFiles, estimates: Document) -> list[list[Cell | str]]
             ]
         )
     return rows
+
+
+def _difference(change: float | None) -> str:
+    if change is None or abs(change) >= 0.0005:
+        return signed_percent(change, 1)
+    return "exact" if change == 0 else "under 0.1\u00a0%"
 
 
 def _bits(value: float | None) -> str:
