@@ -127,16 +127,15 @@ def test_fits_a_phone(browser: Any, page_of: Callable[[str], Path], kind: str) -
             assert widest <= 390
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_readable_in_both_themes(
-    browser: Any, page_of: Callable[[str], Path], kind: str, scheme: str
-) -> None:
-    with opened(browser, page_of(kind), color_scheme=scheme) as found:
+@pytest.mark.parametrize("kind", ["moe", "bare", "hostile", "compared"])
+def test_text_is_readable_in_both_themes(browser: Any, page_of: Callable[[str], Path], kind: str) -> None:
+    with opened(browser, page_of(kind)) as found:
         enliven(found.page)
-        measured = contrasts(found.page)
-        assert len(measured) > 20
-        assert min(measured) >= (4.5, ""), min(measured)
+        for scheme in ("light", "dark"):
+            found.page.emulate_media(color_scheme=scheme)
+            measured = contrasts(found.page)
+            assert len(measured) > 20
+            assert min(measured) >= (4.5, ""), min(measured)
 
 
 def test_themes_by_hand(browser: Any, page_of: Callable[[str], Path]) -> None:
