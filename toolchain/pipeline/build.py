@@ -12,6 +12,7 @@ from typing import Any
 
 from toolchain.build import write_manifest, write_target_files
 from toolchain.checkpoint.audit import audit
+from toolchain.checkpoint.audit.runtime import runtime_of
 from toolchain.checkpoint.audit.subject import read_plan_beside
 from toolchain.core.errors import FindingsError, ToolchainError, UsageError
 from toolchain.core.files import (
@@ -58,7 +59,7 @@ def build_engine(
     refuse_to_replace_source(output, checkpoint)
     refuse_occupied(output, force=force)
     plan = _replan(directory, checkpoint, wishes)
-    verdict = audit(checkpoint, progress=progress)
+    verdict = audit(checkpoint, target=runtime_of(plan), progress=progress)
     if not verdict.passed:
         raise FindingsError(f"{checkpoint} failed its audit", verdict.findings, code="TC-402")
     if dry_run:

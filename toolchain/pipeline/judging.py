@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from toolchain.checkpoint.audit.runtime import runtime_of
 from toolchain.core.errors import FindingsError, UsageError
 from toolchain.data.texts import read_texts
 from toolchain.evaluate import gates
@@ -60,12 +61,15 @@ class Judging:
 
     workspace: Workspace
     request: EngineRequest
+    plan: Plan
     source: Path
     identity: dict[str, Any]
     """Hashes of the checkpoint and of the source."""
 
     def verify(self) -> dict[str, Any]:
-        return self.workspace.stage("verify", self.identity, ("verify.json",), self._verify)
+        runtime = runtime_of(self.plan)
+        settings = {**self.identity, "runtime": None if runtime is None else asdict(runtime)}
+        return self.workspace.stage("verify", settings, ("verify.json",), self._verify)
 
     def evaluate(self) -> dict[str, Any]:
         return self.workspace.stage(
@@ -96,7 +100,12 @@ class Judging:
         from toolchain.checkpoint.audit import audit
 
         checkpoint = self.workspace.directory / "checkpoint"
-        verdict = audit(checkpoint, against=self.source, progress=self.workspace.progress)
+        verdict = audit(
+            checkpoint,
+            against=self.source,
+            target=runtime_of(self.plan),
+            progress=self.workspace.progress,
+        )
         self.workspace.write("verify.json", verdict.to_json())
         if not verdict.passed:
             raise FindingsError(

@@ -17,6 +17,7 @@ from toolchain.core.files import read_json
 from toolchain.core.findings import Finding
 from toolchain.core.roles import Role
 from toolchain.models.config import config_dtype, text_config
+from toolchain.plan.types import Plan
 from toolchain.targets import TRTLLM, parse_version
 from toolchain.targets import checkpoint_rules as rules
 from toolchain.targets.base import Model
@@ -47,6 +48,13 @@ class Runtime:
     @property
     def moe_tp(self) -> int:
         return self.tp // self.ep
+
+
+def runtime_of(plan: Plan) -> Runtime | None:
+    """The release that ``plan`` is for; None where no TensorRT-LLM will load the checkpoint."""
+    if plan.target != "trtllm":
+        return None
+    return Runtime(version=plan.target_version, tp=plan.serving.tp, ep=plan.serving.ep)
 
 
 def for_runtime(subject: Subject, runtime: Runtime) -> Iterator[Finding]:
