@@ -23,7 +23,7 @@ NAME := $(shell printf %s "$(BASE)-$(FORMAT)$(if $(filter-out local,$(TARGET)),-
 	| tr A-Z a-z | sed 's/[^a-z0-9._-][^a-z0-9._-]*/-/g')
 ENGINE ?= engines/$(NAME)
 
-.PHONY: engine demo triton serve bench test test-slow test-matrix lm-eval check docs goldens gpu-check tritonserver doctor clean help
+.PHONY: engine demo triton serve bench report test test-slow test-matrix lm-eval check docs goldens gpu-check tritonserver browser doctor clean help
 
 engine: $(READY) $(if $(MODEL),,demo) ## plan, quantize, verify, evaluate, build and render MODEL
 	$(TOOLCHAIN) engine "$(SOURCE)" --format $(FORMAT) --gpu $(GPU) --target $(TARGET) $(ARGS)
@@ -40,7 +40,10 @@ serve: $(READY) tritonserver ## serve ENGINE with a real tritonserver
 bench: $(READY) tritonserver ## start a server for ENGINE and measure it
 	$(TOOLCHAIN) bench "$(ENGINE)" $(ARGS)
 
-test: check tritonserver lm-eval ## lint, then the whole test suite
+report: $(READY) ## write the report page of ENGINE again
+	$(TOOLCHAIN) report "$(ENGINE)" $(ARGS)
+
+test: check tritonserver browser lm-eval ## lint, then the whole test suite
 	$(VENV)/bin/python -m pytest
 
 test-slow: $(READY) tritonserver ## the longer tests
@@ -65,6 +68,17 @@ goldens: $(READY) ## write tests/golden again from what the code does now; revie
 
 tritonserver: $(READY) ## install a real tritonserver apart from the environment (186 MB, once)
 	$(TOOLCHAIN) triton install
+
+browser: ## install Chromium with apt-get, for the tests that open reports (once; without it they are skipped)
+	@for name in "$${CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable; do \
+		if command -v "$$name" >/dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing Chromium: about a minute, once"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			chromium fonts-dejavu-core >/dev/null; } && exit 0; \
+	fi; \
+	echo "no Chromium: install it (Debian: apt-get install chromium), or set CHROMIUM to one; its tests are skipped"
 
 lm-eval: $(VENV)/lm-eval/.installed ## put lm-evaluation-harness beside the environment, for `evaluate --tasks` (200 MB, once)
 

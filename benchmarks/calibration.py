@@ -76,7 +76,12 @@ def measure(
         manifest = job.quantize(plan, output, device="cpu")
         seconds = time.monotonic() - started
         metrics = evaluate_checkpoint(
-            output, baseline=model, data=model / "evaluation.jsonl", max_tokens=tokens, device="cpu"
+            output,
+            baseline=model,
+            data=model / "evaluation.jsonl",
+            max_tokens=tokens,
+            device="cpu",
+            generations=0,
         )
         shutil.rmtree(output)
     coverage = manifest["coverage"]

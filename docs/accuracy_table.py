@@ -10,7 +10,15 @@ from toolchain.formats import get_format
 from toolchain.recipes import BEST
 
 RECORD = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "accuracy.json"
-COLUMNS = ("ModelOpt", "llm-compressor", "llm-compressor GPTQ", "default", "best", "best / ModelOpt")
+COLUMNS = (
+    "ModelOpt",
+    "llm-compressor",
+    "llm-compressor GPTQ",
+    "default",
+    "best",
+    "best / ModelOpt",
+    "best / default",
+)
 Row = dict[str, Any]
 
 
@@ -52,7 +60,8 @@ def _line(rows: dict[tuple[str, str], Row], name: str, model: str) -> str:
     ]
     if best is None:
         return ""
-    return f"| {name} | {model} | {' | '.join(map(_kl, found))} | {_ratio(best)} |"
+    ratios = (_ratio(best, peer) for peer in ("ModelOpt", "our default"))
+    return f"| {name} | {model} | {' | '.join(map(_kl, found))} | {' | '.join(ratios)} |"
 
 
 def _kl(row: Row | None) -> str:
@@ -62,9 +71,9 @@ def _kl(row: Row | None) -> str:
     return f"{row['kl_mean'] * 1e3:.3f}{spread}"
 
 
-def _ratio(row: Row) -> str:
-    ratio = (row["ratios"] or {}).get("ModelOpt")
+def _ratio(row: Row, peer: str) -> str:
+    ratio = (row["ratios"] or {}).get(peer)
     if not ratio:
         return "-"
-    value, low, high = (ratio[key] for key in ("ratio", "low", "high")) if isinstance(ratio, dict) else ratio
+    value, low, high = (ratio[key] for key in ("ratio", "low", "high"))
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -28,7 +28,17 @@ HEAVY = {
     "torch", "transformers", "modelopt", "tritonclient", "numpy", "yaml", "rich", "safetensors", "tokenizers",
     "huggingface_hub", "datasets", "requests",
 }  # fmt: skip
-WRITING = ("demo", "quantize", "build", "engine", "triton render", "triton install", "serve", "bench")
+WRITING = (
+    "demo",
+    "quantize",
+    "build",
+    "engine",
+    "triton render",
+    "triton install",
+    "serve",
+    "bench",
+    "report",
+)
 """Commands that leave files behind."""
 
 
@@ -239,7 +249,7 @@ def test_no_traceback_without_debug(toolchain: Run, tiny: Tiny, monkeypatch: pyt
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("toolchain.pipeline.request.make_request_plan", broken)
+    monkeypatch.setattr("toolchain.pipeline.planning.make_request_plan", broken)
     given = ("plan", tiny("llama"), "--format", "fp8")
     ran = toolchain(*given)
     assert ran.status == 1 and "a defect" in ran.err and "Traceback" not in ran.err and ran.out == ""
@@ -250,9 +260,9 @@ def test_no_traceback_without_debug(toolchain: Run, tiny: Tiny, monkeypatch: pyt
 
 def test_only_data_reaches_stdout(toolchain: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries print, in Python and in C; a pipe into jq must not see it."""
-    from toolchain.pipeline import request
+    from toolchain.pipeline import planning
 
-    plan = request.make_request_plan
+    plan = planning.make_request_plan
 
     def chatty(*arguments: Any) -> Any:
         print("a library says hello")
@@ -260,7 +270,7 @@ def test_only_data_reaches_stdout(toolchain: Run, tiny: Tiny, monkeypatch: pytes
         subprocess.run(["echo", "a child says hello"], check=True)
         return plan(*arguments)
 
-    monkeypatch.setattr(request, "make_request_plan", chatty)
+    monkeypatch.setattr(planning, "make_request_plan", chatty)
     ran = toolchain("plan", tiny("llama"), "--format", "fp8", "--json")
     assert ran.status == 0 and ran.json["format"] == "fp8"
     assert ran.err.count("says hello") == 3

@@ -162,7 +162,13 @@ def test_the_report_is_json_and_the_same_every_time(tiny: Tiny, tmp_path: Path) 
     lines = [{"text": "def f(x):\n    return x\n" * 8}, {"messages": [{"role": "user", "content": "why?"}]}]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     other = make_tiny("qwen3_moe", tmp_path / "other", seed=1)
-    options: dict[str, Any] = {"data": data, "max_tokens": 150, "window": 64, "device": "cpu"}
+    options: dict[str, Any] = {
+        "data": data,
+        "max_tokens": 150,
+        "window": 64,
+        "device": "cpu",
+        "generations": 0,
+    }
     report = evaluate_checkpoint(other, baseline=tiny("qwen3_moe"), **options)
     assert json.loads(json.dumps(report)) == report
     assert report == evaluate_checkpoint(other, baseline=tiny("qwen3_moe"), **options)

@@ -146,3 +146,20 @@ def test_a_damaged_mark_is_no_pass(mine: Made, toolchain: Run) -> None:
     ran = toolchain("triton", mine.engine, "--output", mine.root / "r", "--json")
     assert ran.status == 1 and ran.json["error"]["code"] == "TC-533"
     assert not (mine.root / "r").exists()
+
+
+def test_evaluate_judges_gates_and_marks_engines(mine: Made, toolchain: Run) -> None:
+    base = ("evaluate", mine.engine, "--baseline", mine.source, "--max-tokens", 256, "--generations", 0)
+    failed = toolchain(*base, "--max-kl", 1e-9, "--json")
+    assert failed.status == 1 and failed.json["fit"] is False
+    assert failed.json["gates"][0]["value"] == failed.json["kl_mean"]
+    assert toolchain("triton", mine.engine, "--output", mine.root / "r").status == 1
+    passed = toolchain(*base, "--max-kl", 100, "--min-top1", 0)
+    assert passed.status == 0, passed.err
+    assert toolchain("triton", mine.engine, "--output", mine.root / "r").status == 0
+    before = (mine.engine / "gates.json").read_bytes()
+    bare = toolchain("evaluate", mine.engine / "checkpoint", *base[2:], "--max-kl", 1e-9)
+    assert bare.status == 1 and (mine.engine / "gates.json").read_bytes() == before
+    assert not (mine.engine / "checkpoint" / "gates.json").exists()
+    alone = toolchain("evaluate", mine.engine, "--data", mine.texts, "--max-kl", 1, "--json")
+    assert alone.status == 2 and alone.json["error"]["code"] == "TC-530"

@@ -219,7 +219,7 @@ def test_tasks_give_the_figures_of_the_harness(tasks: Path, tiny: Tiny, harness:
         model="hf",
         model_args={"pretrained": str(tiny("qwen3_moe")), "dtype": "bfloat16", "softmax_dtype": "float32"},
         tasks=names,
-        task_manager=TaskManager(include_path=str(tasks)),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         device="cpu",
         batch_size=1,
         num_fewshot=2,
@@ -325,8 +325,11 @@ def test_commands_for_tensorrt_llm(tmp_path: Path) -> None:
 
 
 def test_the_harness_accepts_the_options_of_the_command(tmp_path: Path, harness: None) -> None:
-    """Its own parser reads what we print."""
+    """Its own parser reads what we print, and its model for TensorRT-LLM knows the arguments."""
+    import inspect
+
     from lm_eval._cli.harness import HarnessCLI
+    from lm_eval.models.trtllm_causallms import TRTLLM
 
     from tests.engine_dirs import write_engine
 
@@ -338,3 +341,37 @@ def test_the_harness_accepts_the_options_of_the_command(tmp_path: Path, harness:
     parsed = HarnessCLI()._parser.parse_args(["run", *words])
     assert parsed.model == "trtllm"
     assert parsed.limit == 5
+    assert set(parsed.model_args) <= set(inspect.signature(TRTLLM.__init__).parameters)
+
+
+def test_evaluate_runs_tasks_and_keeps_them_in_the_engine(
+    toolchain: Run, tasks: Path, made: Any, harness: None, tmp_path: Path
+) -> None:
+    engine = made.copy_to(tmp_path).engine
+    options = ("--tasks-path", tasks, "--device", "cpu", "--json")
+    first = toolchain("evaluate", engine, "--tasks", "tiny_choices", *options)
+    assert first.status == 0, first.err
+    report = first.json["tasks"]
+    assert "ppl" not in first.json, "no text was given"
+    assert report["results"]["tiny_choices"]["samples"] == 8
+    toolchain("evaluate", engine, "--tasks", "tiny_answers", *options)
+    kept = json.loads((engine / "tasks.json").read_text())
+    assert set(kept["results"]) == {"tiny_choices", "tiny_answers"}
+    other = toolchain("evaluate", engine, "--tasks", "tiny_answers", "--emulation", "weights", *options)
+    assert other.json["tasks"]["settings"]["emulation"] == "weights"
+    kept = json.loads((engine / "tasks.json").read_text())
+    assert set(kept["results"]) == {"tiny_answers"}, "figures of other settings do not stand side by side"
+
+
+def test_evaluate_prints_commands_without_running(toolchain: Run, made: Any) -> None:
+    ran = toolchain("evaluate", made.engine, "--tasks", "gsm8k", "--tasks-commands")
+    assert ran.status == 0, ran.err
+    assert "trtllm-eval --model" in ran.out
+    assert "lm_eval --model trtllm" in ran.out
+
+
+@pytest.mark.parametrize("option", [("--limit", 3), ("--num-fewshot", 1), ("--tasks-chat",)])
+def test_options_of_tasks_need_tasks(toolchain: Run, made: Any, option: tuple[object, ...]) -> None:
+    ran = toolchain("evaluate", made.engine, *option)
+    assert ran.status == 2
+    assert "--tasks" in ran.err

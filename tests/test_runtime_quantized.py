@@ -70,6 +70,7 @@ def test_quantization_loses_something_and_not_much(exported: Path, tiny: Tiny) -
         max_tokens=500,
         window=100,
         device="cpu",
+        generations=0,
     )
     assert 0 < report["kl_mean"] < 0.2
     assert report["top1_agreement"] > 0.5

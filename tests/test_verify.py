@@ -127,6 +127,16 @@ FAULTS: dict[str, tuple[Callable[[Tensors], None], str, str]] = {
         "TC-324",
         "model.layers.0.self_attn",
     ),
+    "KV scale per head": (
+        put("model.layers.0.self_attn.k_proj.k_scale", lambda t: t.repeat(2)),
+        "TC-312",
+        "model.layers.0.self_attn.k_proj.k_scale",
+    ),
+    "KV scale of another dtype": (
+        put("model.layers.0.self_attn.k_proj.k_scale", lambda t: torch.ones((), dtype=torch.uint8)),
+        "TC-311",
+        "model.layers.0.self_attn.k_proj.k_scale",
+    ),
     "leaked scale": (
         lambda tensors: tensors.update({"model.norm.weight_scale": torch.ones(1)}),
         "TC-310",
@@ -182,7 +192,9 @@ def edit_json(directory: Path, name: str, change: Callable[[Any], None]) -> None
             "TC-315",
         ),
         ("hf_quant_config.json", lambda v: v["quantization"].update(kv_cache_quant_algo=None), "TC-324"),
+        ("hf_quant_config.json", lambda v: v["quantization"].update(group_size=32), "TC-340"),
         ("config.json", lambda v: v["quantization_config"].update(quant_algo="FP8"), "TC-323"),
+        ("config.json", lambda v: v["quantization_config"].update(group_size=32), "TC-323"),
         ("config.json", lambda v: v.update(num_local_experts=5), "TC-318"),
         ("config.json", lambda v: v.update(moe_intermediate_size=256), "TC-312"),
     ],

@@ -162,5 +162,9 @@ METHODS: tuple[Method, ...] = (
     *_ours("compensate+gptq", "int8_wo", both=False),
 )
 BY_NAME = {method.name: method for method in METHODS}
-REFERENCES = {"ModelOpt": "modelopt-{format}-default", "llm-compressor": "llmcompressor-{format}-default"}
-"""Whom the table's ratios are against: the peer's default of the same cell."""
+REFERENCES = {
+    "ModelOpt": "modelopt-{format}-default",
+    "llm-compressor": "llmcompressor-{format}-default",
+    "our default": "ours-{format}-{recipe}",
+}
+"""Whom the table's ratios are against, in the same cell: the peers' defaults, and the format's default recipe."""

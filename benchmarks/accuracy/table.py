@@ -14,6 +14,7 @@ from benchmarks.accuracy.methods import BY_NAME, METHODS, REFERENCES, Method
 from benchmarks.accuracy.models import RECORD
 from benchmarks.accuracy.places import MODELS, RESULT, run_file
 from toolchain.core.files import atomic_write_json, read_json
+from toolchain.formats import get_format
 
 FIGURES = ("kl_mean", "kl_median", "kl_p99", "ppl", "top1_agreement")
 Row = dict[str, Any]
@@ -81,7 +82,8 @@ def _row(model: str, method: Method) -> Row | None:
 def _ratio(model: str, method: Method, runs: list[Row], peer: str) -> Row | None:
     """Mean KL over that of the peer's default of the cell, on the seeds that both have; windows in pairs."""
     suffix = "all" if method.policy == "all-linear" else "experts"
-    reference = BY_NAME.get(REFERENCES[peer].format(format=method.format) + f"-{suffix}")
+    default = "" if method.format == "source" else get_format(method.format).default_recipe.replace("+", "_")
+    reference = BY_NAME.get(REFERENCES[peer].format(format=method.format, recipe=default) + f"-{suffix}")
     theirs = _runs(model, reference) if reference else []
     if not theirs or reference is method:
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.build.trtllm import llm_args, render_yaml, version_lock
+from toolchain.checkpoint.manifest import DIGEST, digest_of
 from toolchain.checkpoint.quant_config import MIXED
 from toolchain.core.environment import git_commit, package_versions
 from toolchain.core.errors import UsageError
@@ -83,6 +84,7 @@ def write_manifest(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "files": dict(sorted(files.items())),
     }
+    manifest[DIGEST] = digest_of(manifest)
     atomic_write_json(directory / "engine.json", manifest)
     return manifest
 

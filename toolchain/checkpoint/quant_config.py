@@ -125,7 +125,7 @@ def parse_quant_config(value: Any, where: str) -> QuantConfig:
         layers = value.get("quantized_layers") or {}
         return QuantConfig(
             quant_algo=value["quant_algo"],
-            kv_cache_quant_algo=_kv_scheme(value.get("kv_cache_scheme")),
+            kv_cache_quant_algo=kv_algo_of_scheme(value.get("kv_cache_scheme")),
             group_size=value.get("group_size"),
             exclude_modules=tuple(value.get("ignore") or ()),
             quantized_layers={name: layer.get("quant_algo", "") for name, layer in layers.items()},
@@ -142,12 +142,13 @@ def parse_quant_config(value: Any, where: str) -> QuantConfig:
         )
     raise ToolchainError(
         f"{where} has neither `quantization` nor `quant_algo` (quant_method {value.get('quant_method')!r})",
-        hint="only checkpoints in ModelOpt's unified layout are read",
+        hint="only checkpoints in ModelOpt's unified layout are run; `toolchain convert` makes one of "
+        "compressed-tensors checkpoints",
         code="TC-302",
     )
 
 
-def _kv_scheme(scheme: Any) -> str | None:
+def kv_algo_of_scheme(scheme: Any) -> str | None:
     """kv_cache_scheme -> algorithm, by TensorRT-LLM's rule: {float, 8} FP8, {float, 4} NVFP4, {int, 8} INT8."""
     if not isinstance(scheme, dict):
         return str(scheme) if scheme else None

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class CheckpointReader:
-    """``infos`` maps tensor name -> TensorInfo (validated headers); ``get`` maps one tensor."""
+    """``infos`` maps tensor name -> TensorInfo (validated headers); ``get`` maps one tensor.
+
+    ``stored`` are the tensors of the files; subclasses show others in ``infos``.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -36,6 +39,10 @@ class CheckpointReader:
         if name not in self.infos:
             raise ToolchainError(f"{self.directory} has no tensor {name}", code="TC-303")
         return self._shard(self.infos[name].file).get_tensor(name)
+
+    def origin(self, name: str) -> str:
+        """The stored tensor that ``name`` of ``infos`` is made of; empty when it is made of none."""
+        return name
 
     def _shard(self, file: str) -> Any:
         from safetensors import safe_open

@@ -128,7 +128,7 @@ def _summary(result: Any) -> str:
             (
                 "KL to source",
                 f"{metrics['kl_mean']:.5f} mean, {metrics['kl_p99']:.4f} p99; "
-                f"top-1 agreement {metrics['top1_agreement']:.1%}",
+                f"top-1 agreement {metrics['top1_agreement']:.1%}{_routers(metrics)}",
             ),
         ]
     else:
@@ -136,10 +136,16 @@ def _summary(result: Any) -> str:
     rows += [
         ("expert coverage", render_coverage(stages["quantize"]["facts"])),
         ("verified", f"yes, {stages['verify']['facts']['tensors']} tensors"),
+        ("report", result.directory / "report" / "index.html"),
         ("triton repository", result.repository),
         ("next", _next(result)),
     ]
     return facts(rows)
+
+
+def _routers(metrics: dict[str, Any]) -> str:
+    agreement = metrics.get("router_agreement")
+    return "" if agreement is None else f"; router agreement {agreement:.1%}"
 
 
 def _auto(found: dict[str, Any]) -> str:

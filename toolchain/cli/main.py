@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Say what would be done to MODEL, what it takes and what is wrong. Reads no weight."),
     "quantize": ("quantize", "Quantize MODEL into a checkpoint directory."),
     "verify": ("verify", "Audit the written bytes of a quantized checkpoint."),
+    "convert": ("convert", "Write a compressed-tensors checkpoint (llm-compressor) in ModelOpt's layout."),
     "evaluate": ("evaluate", "Run a checkpoint on held-out text: perplexity, KL, agreement."),
     "sensitivity": ("sensitivity", "Measure what each layer group loses when only it is quantized."),
     "build": ("build", "Make an engine of a verified checkpoint."),
@@ -28,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "triton": ("triton", "Render or lint a Triton model repository."),
     "serve": ("serve", "Serve an engine with a real tritonserver."),
     "bench": ("bench", "Measure latency and throughput of a served engine."),
+    "report": ("report", "Write one page about an engine, or about several side by side."),
+    "push": ("push", "Upload an engine to the Hugging Face hub, with model card and SBOM."),
     "explain": ("explain", "Explain an error or finding code, such as TC-316."),
 }
 """Command -> (module in toolchain.cli, short help). The short help stands here so that --help imports no command."""

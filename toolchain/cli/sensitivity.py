@@ -11,6 +11,7 @@ from toolchain.cli.options import (
     PATH,
     calibration_options,
     device_option,
+    force_option,
     format_option,
     json_option,
     policy_option,
@@ -35,6 +36,13 @@ from toolchain.cli.output import Terminal, emit, facts, table
 @recipe_option
 @calibration_options
 @seed_option
+@click.option(
+    "--output",
+    type=PATH,
+    metavar="FILE",
+    help="Write the JSON: sensitivity.json of an engine goes into its report.",
+)
+@force_option
 @device_option
 @trust_option
 @json_option
@@ -44,16 +52,21 @@ def command(
     formats: str | None,
     data: Path | None,
     eval_tokens: int,
+    output: Path | None,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Measure KL(source || quantized) when only one layer group of MODEL is quantized, for every group.
 
     Groups are what runtimes need in one format: q/k/v, gate/up, all routed experts of a layer. Without --policy every
-    linear layer of the decoder is measured. Nothing is written.
+    linear layer of the decoder is measured. Nothing is written but --output.
     """
+    from toolchain.core.files import atomic_write_json, refuse_file
     from toolchain.pipeline.sensitivity import measure_sensitivity
 
+    if output is not None:
+        refuse_file(output, force=force)
     names = [name.strip() for name in [*([format_name] if format_name else []), *(formats or "").split(",")]]
     found = measure_sensitivity(
         model,
@@ -63,7 +76,9 @@ def command(
         options=options,
         progress=Terminal(),
     )
-    emit(found.to_json(), as_json, _text(found))
+    if output is not None:
+        atomic_write_json(output, found.to_json())
+    emit(found.to_json(), as_json, _text(found) + (f"\n\nwritten to {output}" if output else ""))
 
 
 def _text(found: Any) -> str:

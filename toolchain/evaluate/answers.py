@@ -61,12 +61,14 @@ def _prompt(tokenizer: Any, sample: Sample) -> Prompt:
     return Prompt(text=text, ids=tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
-def held_out_prompts(tokenizer: Any, tokens: Sequence[int], bos: int | None, count: int) -> list[Prompt]:
-    """``count`` runs of ``PROMPT_TOKENS`` spread evenly over the evaluated tokens, as they stand."""
-    length = min(PROMPT_TOKENS, len(tokens))
-    starts = [index * (len(tokens) - length) // max(1, count - 1) for index in range(count)]
+def held_out_prompts(
+    tokenizer: Any, tokens: Sequence[int], *, window: int, bos: int | None, count: int
+) -> list[Prompt]:
+    """The beginnings, ``PROMPT_TOKENS`` long, of ``count`` windows spread evenly over the evaluated tokens."""
+    length, last = min(PROMPT_TOKENS, window, len(tokens)), max(0, len(tokens) // window - 1)
+    windows = [index * last // max(1, count - 1) for index in range(count)]
     found = []
-    for start in sorted(set(starts)):
+    for start in sorted({index * window for index in windows}):
         ids = list(tokens[start : start + length])
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         found.append(Prompt(text=text, ids=tuple(ids if bos is None else [bos, *ids])))

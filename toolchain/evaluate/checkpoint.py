@@ -13,11 +13,12 @@ from toolchain.core.progress import Progress, Silent
 from toolchain.data.overlap import shared_fraction
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.evaluate.compare import Metrics, compare_models
-from toolchain.evaluate.run import EMULATIONS, Run, run_evaluation
-from toolchain.evaluate.tokens import begin_token, encode_sources, token_hash
+from toolchain.evaluate.run import Run, run_evaluation
+from toolchain.evaluate.tokens import begin_token, encode_sources
 from toolchain.runtime.location import locate
 from toolchain.runtime.model import load_model, resolve_device
 
+SCHEMA_VERSION = 2
 MOST_OVERLAP = 0.05
 """Boilerplate, such as licence headers, recurs in any two texts of a kind."""
 Data = Path | str | Sequence[Path | str]
@@ -47,47 +48,40 @@ def evaluate_checkpoint(
     so that a run that was killed goes on; removed at the end.
     """
     progress = progress or Silent()
-    if emulation not in EMULATIONS:
-        raise UsageError(
-            f"unknown emulation {emulation!r}", hint=f"one of {', '.join(EMULATIONS)}", code="TC-523"
-        )
     checkpoint = locate(directory).checkpoint
     tokenizer = load_tokenizer(checkpoint)
     sources = [data] if isinstance(data, (str, Path)) else list(data)
-    tokens = encode_sources(tokenizer, sources, max_tokens=max_tokens, window=window)
-    if baseline is not None:
-        _refuse_other_vocabulary(tokenizer, locate(baseline).checkpoint)
-    overlap = calibration_overlap(checkpoint, tokens, progress)
     run = Run(
         checkpoint=checkpoint,
-        baseline=locate(baseline).checkpoint if baseline is not None else None,
+        baseline=None if baseline is None else _baseline(baseline, tokenizer),
         tokenizer=tokenizer,
-        tokens=tokens,
+        tokens=encode_sources(tokenizer, sources, max_tokens=max_tokens, window=window),
         bos=begin_token(tokenizer),
         window=window,
-        stride=stride or window,
+        stride=window if stride is None else stride,
         device=device,
         emulation=emulation,
         prompts=prompts,
         generations=generations,
     )
+    overlap = calibration_overlap(checkpoint, run.tokens, progress)
     figures = run_evaluation(run, state, progress)
+    identity = {"source": ", ".join(map(str, sources)), **run.data, "calibration_overlap": overlap}
     return {
-        "schema_version": 2,
+        "schema_version": SCHEMA_VERSION,
         "checkpoint": str(directory),
         "baseline": None if baseline is None else str(baseline),
         "emulation": emulation,
-        "data": {
-            "source": ", ".join(map(str, sources)),
-            "tokens": len(tokens),
-            "token_hash": token_hash(tokens),
-            "window": run.window,
-            "stride": run.stride,
-            "bos": run.bos is not None,
-            "calibration_overlap": overlap,
-        },
+        "data": identity,
         **figures,
     }
+
+
+def _baseline(directory: Path, tokenizer: Any) -> Path:
+    """The checkpoint of ``directory``, which must have the vocabulary of ``tokenizer``."""
+    found = locate(directory).checkpoint
+    _refuse_other_vocabulary(tokenizer, found)
+    return found
 
 
 def calibration_overlap(checkpoint: Path, tokens: Sequence[int], progress: Progress) -> float | None:

@@ -38,7 +38,7 @@ def score_tokens(
     parts: dict[str, list[torch.Tensor]] = {}
 
     def keep(name: str, values: torch.Tensor) -> None:
-        parts.setdefault(name, []).append(values.cpu())
+        parts.setdefault(name, []).append(values)
 
     for at in range(0, len(targets), ROWS):
         rows = slice(at, at + ROWS)
@@ -56,7 +56,7 @@ def score_tokens(
                 keep(f"{name}/reverse_kl", _kl(q, p))
                 keep(f"{name}/top1", (mine.argmax(-1) == theirs.argmax(-1)).byte())
                 keep(f"{name}/top5", _common(_top(mine), _top(theirs)))
-    return {name: torch.cat(values) for name, values in parts.items()}
+    return {name: torch.cat(values).cpu() for name, values in parts.items()}
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,15 @@ class Gates:
                     code="TC-530",
                 )
 
+    def require_baseline(self, baseline: str | None) -> None:
+        """UsageError TC-530 when there are gates and nothing to compare with."""
+        if self.asked and baseline is None:
+            raise UsageError(
+                f"{', '.join(map(option, self.asked))}: gates are judged against the source model",
+                hint="give --baseline MODEL",
+                code="TC-530",
+            )
+
     @property
     def asked(self) -> dict[str, float]:
         return {
@@ -112,6 +121,18 @@ def findings(judged: tuple[Judged, ...], where: str) -> list[Finding]:
 
 def _figure(item: Judged) -> str:
     return "not measured" if item.value is None else f"{item.value:.6g} on {item.tokens} tokens"
+
+
+def apply_gates(directory: Path, report: dict[str, Any], gates: Gates) -> list[Finding]:
+    """Judge ``report`` of ``directory`` and write the result into it (``gates``, ``fit``); an engine is marked, too.
+    Returns what was not passed."""
+    judged = judge(report, gates)
+    report["gates"] = [asdict(item) for item in judged]
+    report["fit"] = all(item.passed for item in judged)
+    if judged and (directory / "engine.json").is_file():
+        files = read_json(directory / "engine.json").get("files", {})
+        mark(directory, judged, checkpoint=checkpoint_identity(files))
+    return findings(judged, str(directory))
 
 
 def mark(engine: Path, judged: tuple[Judged, ...], *, checkpoint: str) -> tuple[Judged, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolchain.core.environment import package_versions
 from toolchain.core.errors import ToolchainError, UsageError
@@ -22,6 +22,9 @@ from toolchain.evaluate.state import State
 from toolchain.evaluate.tokens import token_hash
 from toolchain.evaluate.windows import cut
 from toolchain.runtime.model import load_model, resolve_device
+
+if TYPE_CHECKING:
+    from toolchain.modeling.emulation import Emulation
 
 TARGET, WEIGHTS, KV_NONE = "target", "weights", "kv_none"
 EMULATIONS = (TARGET, WEIGHTS)
@@ -43,6 +46,25 @@ class Run:
     prompts: Path | Sequence[str] | None
     generations: int | None
 
+    def __post_init__(self) -> None:
+        if self.emulation not in EMULATIONS:
+            raise UsageError(
+                f"unknown emulation {self.emulation!r}",
+                hint=f"one of {', '.join(EMULATIONS)}",
+                code="TC-523",
+            )
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What names the text: two evaluations compare where all of it is equal."""
+        return {
+            "tokens": len(self.tokens),
+            "token_hash": token_hash(self.tokens),
+            "window": self.window,
+            "stride": self.stride,
+            "bos": self.bos is not None,
+        }
+
     def all_prompts(self) -> list[answers.Prompt]:
         count = self.generations
         if count is not None and count < 0:
@@ -50,7 +72,9 @@ class Run:
         if self.prompts is not None:
             return answers.given_prompts(self.tokenizer, self.prompts, count)
         count = answers.PROMPTS if count is None else count
-        return answers.held_out_prompts(self.tokenizer, self.tokens, self.bos, count)
+        return answers.held_out_prompts(
+            self.tokenizer, self.tokens, window=self.window, bos=self.bos, count=count
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,26 +129,35 @@ def load(run: Run, progress: Progress) -> Models:
         progress.note(f"loading {path}")
         return load_model(path, device=device, dtype=None, emulate_activations=emulate)
 
+    emulated = True
     try:
         model = read(run.checkpoint)
     except ToolchainError as error:
         if error.code != "TC-510" or run.emulation != WEIGHTS:
             raise
         progress.note(f"only the weights are evaluated: {error.message}")
-        model = read(run.checkpoint, emulate=False)
-    switches = emulation_of(model)
-    rounds, quantized_kv = switches.rounds_activations, switches.rounds_kv_cache
+        model, emulated = read(run.checkpoint, emulate=False), False
     baseline = read(run.baseline) if run.baseline else None
     if baseline is not None:
         refuse_other_size(model, baseline)
+    switches = emulation_of(model)
+    variants = _variants(switches) if emulated else {WEIGHTS: _WEIGHTS_ALONE}
+    return Models(model=model, baseline=baseline, variants=variants)
+
+
+_WEIGHTS_ALONE = Variant(name=WEIGHTS, activations=False, kv_cache=False)
+
+
+def _variants(switches: Emulation) -> dict[str, Variant]:
+    """Names that mean the same forward get the same variant."""
+    rounds, quantized_kv = switches.rounds_activations, switches.rounds_kv_cache
     wanted = {TARGET: (rounds, quantized_kv), WEIGHTS: (False, False)}
     if quantized_kv:
         wanted[KV_NONE] = (rounds, False)
     names = {how: name for name, how in reversed(wanted.items())}
-    variants = {
+    return {
         name: Variant(name=names[how], activations=how[0], kv_cache=how[1]) for name, how in wanted.items()
     }
-    return Models(model=model, baseline=baseline, variants=variants)
 
 
 def _refuse_unknown_ids(run: Run, models: Models, prompts: Sequence[answers.Prompt]) -> None:
@@ -185,10 +218,7 @@ def _settings(run: Run, models: Models, work: Work, prompts: Sequence[answers.Pr
     return {
         "checkpoint": _identity(run.checkpoint),
         "baseline": run.baseline and _identity(run.baseline),
-        "token_hash": token_hash(run.tokens),
-        "window": run.window,
-        "stride": run.stride,
-        "bos": run.bos,
+        **run.data,
         "batch_size": work.batch_size,
         "device": str(models.model.device),
         "emulation": run.emulation,

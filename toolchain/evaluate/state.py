@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 
 from toolchain.core.errors import ToolchainError
-from toolchain.core.files import atomic_write_json, lock, read_json
+from toolchain.core.files import atomic_write_json, lock, read_json, sha256_json
 from toolchain.core.progress import Progress
 from toolchain.evaluate.records import Batch
 
 SETTINGS = "settings.json"
 GENERATIONS = "generations.json"
+
+
+def cache_directory(*parts: object) -> Path:
+    """Where the state of an evaluation of ``parts`` (paths) is kept when no other place is given: the user's cache."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    names = [str(Path(str(part)).resolve()) if part is not None else None for part in parts]
+    return root / "toolchain" / "evaluate" / sha256_json(names)[:16]
 
 
 class State:
@@ -48,6 +55,9 @@ class State:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Nothing is left of a run that finished nothing."""
+        if self.directory.is_dir() and {path.name for path in self.directory.iterdir()} <= {SETTINGS}:
+            self.remove()
         os.close(self._handle)
 
     def _open(self) -> None:

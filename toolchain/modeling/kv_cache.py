@@ -49,7 +49,7 @@ def emulate_kv_cache(
         raise ToolchainError(
             f"{quant_algo} KV cache emulation sits in front of {' or '.join(INTERFACES)} attention, this model runs "
             f"{kind!r}",
-            hint="load with emulate_activations=False, or quantize with --kv-cache none",
+            hint="evaluate with --emulation weights, or quantize with --kv-cache none",
             code="TC-510",
         )
     for path, pair in scales.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 from toolchain.build import write_manifest, write_target_files
 from toolchain.checkpoint.audit import audit
+from toolchain.checkpoint.audit.runtime import runtime_of
 from toolchain.checkpoint.audit.subject import read_plan_beside
 from toolchain.core.errors import FindingsError, ToolchainError, UsageError
 from toolchain.core.files import (
@@ -27,6 +28,7 @@ from toolchain.evaluate import gates
 from toolchain.models.config import read_config
 from toolchain.models.reader import read_model
 from toolchain.models.types import ModelInfo
+from toolchain.pipeline.judging import headline
 from toolchain.plan.choices import overrides_of
 from toolchain.plan.planner import make_plan, require_clean
 from toolchain.plan.types import Plan
@@ -57,7 +59,7 @@ def build_engine(
     refuse_to_replace_source(output, checkpoint)
     refuse_occupied(output, force=force)
     plan = _replan(directory, checkpoint, wishes)
-    verdict = audit(checkpoint, progress=progress)
+    verdict = audit(checkpoint, target=runtime_of(plan), progress=progress)
     if not verdict.passed:
         raise FindingsError(f"{checkpoint} failed its audit", verdict.findings, code="TC-402")
     if dry_run:
@@ -87,7 +89,7 @@ def _measured(directory: Path, partial: Path) -> dict[str, Any]:
             shutil.copyfile(directory / name, partial / name)
     if not (partial / "metrics.json").is_file():
         return {"measured": False}
-    return dict(read_json(partial / "metrics.json"))
+    return headline(read_json(partial / "metrics.json"))
 
 
 def _stages(partial: Path, hashes: dict[str, str], audited: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from toolchain.core.progress import Progress, Silent
 from toolchain.evaluate import gates
 from toolchain.models.reader import resolve_model
 from toolchain.pipeline import auto
+from toolchain.pipeline.documents import write_documents
 from toolchain.pipeline.inputs import CALIBRATION_FILE, model_files, text_identity, texts_identity
 from toolchain.pipeline.judging import Judging, require_judgeable
 from toolchain.pipeline.planning import find_request_space, make_request_plan
@@ -81,7 +82,7 @@ class _Run:
         quantized = stage("quantize", self._quantize_settings, ("checkpoint",), self._quantize)
         bytes_identity = sha256_json(quantized["outputs"])
         identity = {"checkpoint": bytes_identity, "model_identity": self.plan.model_identity}
-        judging = Judging(self.workspace, self.request, self._source, identity)
+        judging = Judging(self.workspace, self.request, self.plan, self._source, identity)
         stages = {
             **searched,
             "quantize": quantized,
@@ -97,6 +98,7 @@ class _Run:
             stages["evaluate"]
         )  # before engine.json: an unfit engine is never without its mark
         manifest = self._manifest(stages, judging.data)
+        write_documents(self.workspace)
         self._refuse_unfit(judged)
         self._triton()
         return EngineResult(

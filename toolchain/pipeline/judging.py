@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from toolchain.checkpoint.audit.runtime import runtime_of
 from toolchain.core.errors import FindingsError, UsageError
 from toolchain.data.texts import read_texts
 from toolchain.evaluate import gates
@@ -17,6 +18,12 @@ from toolchain.plan.types import Plan
 
 PARTIAL = Path("stages") / "evaluate.partial"
 """What an evaluation that was killed has measured so far, in the engine's directory."""
+
+
+def headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest repeats of metrics.json: single figures, their intervals and what they were measured on."""
+    kept = ("data", "intervals")
+    return {key: value for key, value in metrics.items() if key in kept or not isinstance(value, list | dict)}
 
 
 def held_out_text(request: EngineRequest, source: Path) -> Path | None:
@@ -54,12 +61,15 @@ class Judging:
 
     workspace: Workspace
     request: EngineRequest
+    plan: Plan
     source: Path
     identity: dict[str, Any]
     """Hashes of the checkpoint and of the source."""
 
     def verify(self) -> dict[str, Any]:
-        return self.workspace.stage("verify", self.identity, ("verify.json",), self._verify)
+        runtime = runtime_of(self.plan)
+        settings = {**self.identity, "runtime": None if runtime is None else asdict(runtime)}
+        return self.workspace.stage("verify", settings, ("verify.json",), self._verify)
 
     def evaluate(self) -> dict[str, Any]:
         return self.workspace.stage(
@@ -90,7 +100,12 @@ class Judging:
         from toolchain.checkpoint.audit import audit
 
         checkpoint = self.workspace.directory / "checkpoint"
-        verdict = audit(checkpoint, against=self.source, progress=self.workspace.progress)
+        verdict = audit(
+            checkpoint,
+            against=self.source,
+            target=runtime_of(self.plan),
+            progress=self.workspace.progress,
+        )
         self.workspace.write("verify.json", verdict.to_json())
         if not verdict.passed:
             raise FindingsError(
@@ -116,8 +131,9 @@ class Judging:
                 data=self.data,
                 max_tokens=self.request.eval_tokens,
                 device=self.request.device,
+                state=self.workspace.directory / PARTIAL,
                 progress=self.workspace.progress,
             )
             metrics["measured"] = True
         self.workspace.write("metrics.json", metrics)
-        return metrics
+        return headline(metrics)

@@ -10,5 +10,12 @@ from __future__ import annotations
 BEST: dict[str, str] = {
     "nvfp4": "compensate+local_hessian+gptq",
     "w4a16_nvfp4": "compensate+local_hessian+gptq",
+    "w4a8_nvfp4_fp8": "compensate+local_hessian+gptq",
+    "mxfp4": "compensate+local_hessian+gptq",
+    "mxfp8": "compensate+gptq",
     "fp8": "compensate+gptq",
+    "fp8_block": "compensate+gptq",
+    "fp8_per_channel_per_token": "compensate+gptq",
+    "int4_awq": "awq+clip+gptq",
+    "w4a8_awq": "compensate+clip+gptq",
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolchain.checkpoint.audit.layout import MODEL_DTYPES
 from toolchain.checkpoint.audit.subject import KV_SUFFIXES, Subject
 from toolchain.checkpoint.quant_config import FILE, MIXED, TIED_HEAD, matches, parse_quant_config
 from toolchain.core.findings import Finding
 from toolchain.core.roles import QUANTIZABLE, Role
 from toolchain.models.config import text_config
+from toolchain.models.types import TensorInfo
 
 
 def exclude_list(subject: Subject) -> Iterator[Finding]:
@@ -109,9 +111,10 @@ def both_places_agree(subject: Subject) -> Iterator[Finding]:
         )
         return
     other = parse_quant_config(inline, "config.json: quantization_config")
-    for name in ("quant_algo", "kv_cache_quant_algo"):
+    for name in ("quant_algo", "kv_cache_quant_algo", "group_size"):
         ours, theirs = getattr(subject.quant, name), getattr(other, name)
-        if ours != theirs:
+        # The flat shape has its group size inside config_groups, and not always here.
+        if ours != theirs and not (name == "group_size" and theirs is None):
             yield Finding(
                 code="TC-323", where="config.json", message=f"{name} is {theirs}, {FILE} says {ours}"
             )
@@ -132,6 +135,31 @@ def both_places_agree(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _kv_scalar(where: str, info: TensorInfo) -> Iterator[Finding]:
+    """One floating number for all heads of a layer."""
+    if info.parameters != 1:
+        message = f"shape {info.shape}, expected one number per layer"
+        yield Finding(code="TC-312", where=where, message=message)
+    if info.dtype not in MODEL_DTYPES:
+        yield Finding(code="TC-311", where=where, message=f"dtype {info.dtype}, expected F32")
+
+
+def group_size(subject: Subject) -> Iterator[Finding]:
+    """The config's group_size is that of the stored scales: loaders allocate by the first and read the second."""
+    said = subject.quant.group_size
+    for found in subject.formats:
+        if (
+            said is not None
+            and subject.quant.quant_algo == found.quant_algo
+            and found.group_size not in (None, said)
+        ):
+            yield Finding(
+                code="TC-340",
+                where=FILE if (subject.directory / FILE).is_file() else "config.json",
+                message=f"group_size is {said}, {found.quant_algo} is stored in groups of {found.group_size}",
+            )
+
+
 def kv_cache(subject: Subject) -> Iterator[Finding]:
     """k_scale and v_scale: both or neither in a layer, in all layers or none, and only with a KV algorithm."""
     holders: dict[str, set[str]] = {}
@@ -139,6 +167,7 @@ def kv_cache(subject: Subject) -> Iterator[Finding]:
         for suffix in KV_SUFFIXES:
             if suffix in tensors:
                 holders.setdefault(module.rpartition(".")[0], set()).add(suffix)
+                yield from _kv_scalar(f"{module}.{suffix}", tensors[suffix])
     for parent, present in holders.items():
         if len(present) == 1:
             yield Finding(

@@ -46,6 +46,9 @@ def _module_tensors(subject: Subject, module: str, found: Format) -> Iterator[Fi
             yield Finding(code="TC-312", where=where, message=f"shape {info.shape} is not that of a matrix")
         elif not _is_shape(actual := subject.own_shape(module, info), expected := item.shape(*shape)):
             yield Finding(code="TC-312", where=where, message=f"shape {actual}, expected {expected}")
+    if shape is not None and shape[1] % found.in_multiple:
+        message = f"in_features {shape[1]} is not a multiple of {found.in_multiple}"
+        yield Finding(code="TC-312", where=f"{module}.weight", message=message)
     known = {name for item in found.stored for name in (item.suffix, *item.aliases)} | {"bias", *KV_SUFFIXES}
     for suffix in sorted(set(tensors) - known):
         yield Finding(

@@ -16,9 +16,10 @@ from toolchain.plan.types import SOURCE_DTYPE, Plan
 
 def facts(subject: Subject) -> dict[str, Any]:
     """Counts for the verdict."""
-    total = sum(info.bytes for info in subject.reader.infos.values())
+    total = sum(info.bytes for info in subject.reader.stored.values())
     parameters = _parameters(subject)
     return {
+        "layout": subject.quant.shape,
         "quant_algo": subject.quant.quant_algo,
         "kv_cache_quant_algo": subject.quant.kv_cache_quant_algo,
         "family": subject.family.name,

@@ -8,7 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from toolchain.checkpoint.quant_config import QuantConfig, read_quant_config
+from toolchain.checkpoint.compressed import CompressedReader, is_compressed
+from toolchain.checkpoint.quant_config import FILE, QuantConfig, read_quant_config
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import read_json
@@ -56,6 +57,12 @@ class Subject:
             for name, tensors in self.modules.items()
             if name not in self.quantized and "weight" in tensors and len(tensors["weight"].shape) >= 2
         ]
+
+    def scale_suffixes(self, module: str) -> set[str]:
+        """Suffixes of ``module``'s tensors whose values must be finite and positive, present or not."""
+        found = self.format_of(module) if module in self.quantized else None
+        items = [item for item in found.stored if item.scale] if found else []
+        return {name for item in items for name in (item.suffix, *item.aliases)} | set(KV_SUFFIXES)
 
     def format_of(self, module: str) -> Format | None:
         return format_of_algo(self.quantized[module])
@@ -113,8 +120,14 @@ class Subject:
 
 
 def open_subject(directory: Path) -> Subject:
-    """Read headers and configs. ToolchainError when the directory is not a quantized checkpoint at all."""
+    """Read headers and configs. ToolchainError when the directory is not a quantized checkpoint at all.
+
+    A compressed-tensors directory is looked at as what it would be in ModelOpt's layout (``compressed.py``).
+    """
     config = read_config(directory)
+    if is_compressed(config) and not (directory / FILE).is_file():
+        compressed = CompressedReader(directory, config)
+        return _sorted(directory, compressed, config, compressed.quant, compressed.family)
     quant = read_quant_config(directory)
     if quant is None or quant.quant_algo is None:
         raise ToolchainError(
@@ -126,6 +139,12 @@ def open_subject(directory: Path) -> Subject:
     family = get_family(
         str(config.get("model_type", "")), config["architectures"][0], list(reader.infos), config=config
     )
+    return _sorted(directory, reader, config, quant, family)
+
+
+def _sorted(
+    directory: Path, reader: CheckpointReader, config: dict[str, Any], quant: QuantConfig, family: Family
+) -> Subject:
     subject = Subject(directory=directory, reader=reader, config=config, quant=quant, family=family)
     for name, info in reader.infos.items():
         module, suffix = family.split(name)

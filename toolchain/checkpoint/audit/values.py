@@ -1,60 +1,61 @@
-"""Rules on the numbers: scales finite and positive, equal where runtimes fuse, no NaN codes, routers untouched."""
+"""Rules on the numbers: scales finite and positive, equal where runtimes fuse, no NaN anywhere, nothing empty."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import struct
+from collections.abc import Iterator, Mapping
+from statistics import median
 
-from toolchain.checkpoint.audit.subject import KV_SUFFIXES, Subject
-from toolchain.checkpoint.reader import CheckpointReader
+from toolchain.checkpoint.audit.scan import Scan, Seen, Task
+from toolchain.checkpoint.audit.subject import Subject
+from toolchain.checkpoint.compressed import RECIPROCAL
+from toolchain.checkpoint.raw import places
 from toolchain.core.findings import Finding
-from toolchain.core.progress import Progress
+from toolchain.core.roles import Role
+from toolchain.targets.checkpoint_rules import OUTLIER_EXPERT
 
-if TYPE_CHECKING:
-    import torch
-
-
-def scales(subject: Subject, progress: Progress) -> Iterator[Finding]:
-    """Every scale is finite and greater than zero; FP8 weights hold no NaN code."""
-    modules = list(subject.modules.items())
-    for module, tensors in progress.track(modules, description="verify values", total=len(modules)):
-        found = subject.format_of(module) if module in subject.quantized else None
-        items = [item for item in found.stored if item.scale] if found else []
-        wanted = {name for item in items for name in (item.suffix, *item.aliases)}
-        for suffix in sorted((wanted | set(KV_SUFFIXES)) & set(tensors)):
-            yield from _scale(f"{module}.{suffix}", subject.reader.get(tensors[suffix].name))
-        if found and tensors.get("weight") and tensors["weight"].dtype == "F8_E4M3":
-            yield from _nan_codes(f"{module}.weight", subject.reader.get(tensors["weight"].name))
+Values = Mapping[str, Seen]
 
 
-def _scale(where: str, tensor: torch.Tensor) -> Iterator[Finding]:
-    import torch
-
-    if tensor.dtype == torch.uint8:  # E8M0: powers of two, with one code for NaN
-        tensor = torch.where(tensor == 255, float("nan"), 1.0)
-    values = tensor.float()
-    bad = int((~values.isfinite()).sum())
-    if bad:
-        yield Finding(code="TC-314", where=where, message=f"{bad} of {values.numel()} values are not finite")
-    low = int((values <= 0).sum())
-    if low:
-        yield Finding(
-            code="TC-314", where=where, message=f"{low} of {values.numel()} values are zero or negative"
-        )
+def start(subject: Subject, *, threads: int | None = None) -> Scan:
+    """Begin to read every byte, in threads; ``Scan.result`` gives tensor name -> what was seen."""
+    where = places(subject.directory, subject.reader.stored.values())
+    tasks = []
+    for module, tensors in subject.modules.items():
+        scales = subject.scale_suffixes(module)
+        for suffix, info in tensors.items():
+            origin = subject.reader.origin(info.name)
+            if origin:
+                dtype = subject.reader.stored[origin].dtype
+                tasks.append(Task(name=info.name, place=where[origin], dtype=dtype, scale=suffix in scales))
+    return Scan(subject.directory, tasks, threads=threads)
 
 
-def _nan_codes(where: str, tensor: torch.Tensor) -> Iterator[Finding]:
-    import torch
+def numbers(subject: Subject, seen: Values) -> Iterator[Finding]:
+    """Every scale is finite and greater than zero; no weight is NaN or infinite; no quantized weight is all zeros."""
+    for module, tensors in subject.modules.items():
+        for suffix in sorted(tensors):
+            found, where = seen.get(tensors[suffix].name), f"{module}.{suffix}"
+            if found is None:
+                continue
+            if found.not_finite:
+                message = f"{found.not_finite} of {found.elements} values are not finite"
+                yield Finding(code="TC-314", where=where, message=message)
+            if found.low:
+                message = f"{found.low} of {found.elements} values are zero or negative"
+                yield Finding(code="TC-314", where=where, message=message)
+            if suffix == "weight" and found.zero and module in subject.quantized:
+                yield Finding(
+                    code="TC-336",
+                    where=where,
+                    message="every weight is zero",
+                    hint="a file that was not written to its end looks like this; a pruned expert, too",
+                    severity="warning",
+                )
 
-    count = int(((tensor.view(torch.uint8) & 0x7F) == 0x7F).sum())
-    if count:
-        yield Finding(code="TC-314", where=where, message=f"{count} of {tensor.numel()} weights are NaN")
 
-
-def fused_scales(subject: Subject) -> Iterator[Finding]:
+def fused_scales(subject: Subject, seen: Values) -> Iterator[Finding]:
     """q/k/v of one attention and gate/up of one expert share the scales that runtimes fuse."""
-    import torch
-
     for module in subject.quantized:
         found = subject.format_of(module)
         parent, _, projection = module.rpartition(".")
@@ -73,17 +74,37 @@ def fused_scales(subject: Subject) -> Iterator[Finding]:
                 continue
             for suffix in found.equal_in_fused:
                 names = (f"{module}.{suffix}", f"{sibling}.{suffix}")
-                if not all(name in subject.reader.infos for name in names):
-                    continue
-                ours, theirs = (subject.reader.get(name) for name in names)
-                if not torch.equal(ours, theirs):
+                ours, theirs = (number(subject, seen, name) for name in names)
+                # Not equal to itself either: a NaN is another finding, and no reason to be silent here.
+                if ours is not None and theirs is not None and ours != theirs:
                     yield _unequal(names, ours, theirs, requantized=found.requantized_in_fused)
 
 
-def _unequal(
-    names: tuple[str, str], ours: torch.Tensor, theirs: torch.Tensor, *, requantized: bool
-) -> Finding:
-    values = f"{float(theirs.float().max()):.6g} differs from {float(ours.float().max()):.6g} of {names[0]}"
+def number(subject: Subject, seen: Values, name: str) -> float | None:
+    """The value of a scalar by its name; None when it is missing, larger, or no floating number."""
+    found, info = seen.get(name), subject.reader.infos.get(name)
+    if found is None or info is None:
+        return None
+    origin = subject.reader.origin(name)
+    value = _decoded(found.small, subject.reader.stored[origin].dtype)
+    if value and origin.endswith(RECIPROCAL):
+        return 1 / value
+    return value
+
+
+def _decoded(data: bytes, dtype: str) -> float | None:
+    """One little-endian floating number; None for anything else."""
+    if dtype == "F32" and len(data) == 4:
+        return float(struct.unpack("<f", data)[0])
+    if dtype == "BF16" and len(data) == 2:
+        return float(struct.unpack("<f", bytes(2) + data)[0])
+    if dtype == "F16" and len(data) == 2:
+        return float(struct.unpack("<e", data)[0])
+    return None
+
+
+def _unequal(names: tuple[str, str], ours: float, theirs: float, *, requantized: bool) -> Finding:
+    values = f"{theirs:.6g} differs from {ours:.6g} of {names[0]}"
     if requantized:
         hint = (
             "runtimes fuse both into one matmul, take the larger and requantize the other: a second rounding"
@@ -93,28 +114,24 @@ def _unequal(
     return Finding(code="TC-325", where=names[1], message=values, hint=hint)
 
 
-def against_source(subject: Subject, source: CheckpointReader, progress: Progress) -> Iterator[Finding]:
-    """Everything that is not quantized is bit-equal to the source, routers above all; nothing is missing."""
-    import torch
-
-    folded = any(item.has_pre_quant_scale for item in subject.formats)
-    names = list(source.infos)
-    for name in progress.track(names, description="compare with source", total=len(names)):
-        module, suffix = subject.family.split(name)
-        if module in subject.quantized and suffix == "weight":
-            continue
-        role = subject.part(name).role.value
-        if name not in subject.reader.infos:
-            yield Finding(code="TC-326", where=name, message="is in the source, but not in the checkpoint")
-        elif not torch.equal(_bits(subject.reader.get(name)), _bits(source.get(name))):
-            if folded and role == "norm":
-                message = "norm differs from the source (a channel scale was folded into it)"
-                yield Finding(code="TC-327", where=name, message=message, severity="warning")
-            else:
-                yield Finding(code="TC-327", where=name, message=f"{role} differs from the source")
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return tensor.contiguous().flatten().view(torch.uint8)
+def outlier_experts(subject: Subject, seen: Values) -> Iterator[Finding]:
+    """Runtimes give all experts of a layer the largest input_scale: one outlier takes precision from the rest."""
+    layers: dict[tuple[str, str], dict[str, float]] = {}
+    for module in subject.quantized:
+        part = subject.part(module)
+        value = number(subject, seen, f"{module}.input_scale")
+        if part.role is Role.ROUTED_EXPERT and part.expert is not None and value is not None:
+            parent = module.partition(".experts.")[0]
+            layers.setdefault((parent, part.projection), {})[module] = value
+    for (parent, projection), values in layers.items():
+        largest = max(values, key=lambda name: values[name])
+        usual = median(values.values())
+        if usual > 0 and values[largest] > OUTLIER_EXPERT * usual:
+            yield Finding(
+                code="TC-337",
+                where=f"{largest}.input_scale",
+                message=f"{values[largest]:.3g} is {values[largest] / usual:.0f} times the median {usual:.3g} of "
+                f"{projection} in {parent}",
+                hint="runtimes use the largest for all experts of the layer: calibrate with more or other text",
+                severity="warning",
+            )

@@ -1,7 +1,8 @@
 """The catalogue of numbered errors and findings, for ``toolchain explain CODE``: one file per range.
 
 0xx input and files, 1xx planning, 2xx quantization, 3xx verification, 4xx build, 5xx runtime and evaluation,
-6xx Triton and serving, 7xx benchmarks, 8xx reports, 9xx publishing. Each file holds ``CODES``: code -> (title, what to do).
+6xx Triton and serving, 7xx benchmarks, 8xx reports, 9xx publishing. Each file holds ``CODES``: code -> (title, what to
+do).
 """
 
 from __future__ import annotations

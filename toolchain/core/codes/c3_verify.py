@@ -90,6 +90,76 @@ CODES: dict[str, tuple[str, str]] = {
         "Matrices that runtimes run as one matmul are stored in several formats",
         "q/k/v and gate/up need one format each: runtimes ask for that of the first and take it for all.",
     ),
+    "TC-336": (
+        "A quantized weight is all zeros",
+        "A warning. A shard that was preallocated and not written to its end looks like this; so does a pruned expert.",
+    ),
+    "TC-337": (
+        "The input scale of one expert is far above those of its layer",
+        "A warning. TensorRT-LLM takes the largest input_scale of a layer for all its experts: one that saw an outlier "
+        "costs all others precision. Calibrate with more or other text.",
+    ),
+    "TC-338": (
+        "This release of TensorRT-LLM does not know the quantization algorithm",
+        "QuantAlgo is a strict enum: an unknown string raises while the config is read. As a warning: the release lies "
+        "between one that lacks it and one that has it, and nobody has looked.",
+    ),
+    "TC-339": (
+        "This release of TensorRT-LLM does not read the quantization config as it is written",
+        "Releases up to 1.2.1 read hf_quant_config.json in the legacy shape; a flat or inline config is an error or is "
+        "silently ignored there. MIXED_PRECISION may need quant_cfg.json.",
+    ),
+    "TC-340": (
+        "group_size of the config is not that of the stored scales",
+        "Loaders allocate scales by the config and copy the stored ones into them. Correct the config.",
+    ),
+    "TC-341": (
+        "A compressed-tensors checkpoint that has no counterpart in ModelOpt's layout",
+        "The message names the scheme. Quantize from the source, or serve it with a runtime that reads it.",
+    ),
+    "TC-342": (
+        "A conversion would change decoded values",
+        "Without --exact it is done and the difference is told: 1 / global_scale is rounded in float32.",
+    ),
+    "TC-343": (
+        "A file of the engine differs from engine.json, or is missing",
+        "A byte changed after the engine was made. Copy it again, or run `toolchain engine` again.",
+    ),
+    "TC-344": (
+        "A file that engine.json does not know",
+        "An error inside the directories that runtimes load; beside them a warning: its bytes are not covered.",
+    ),
+    "TC-345": (
+        "No kernel of this release runs a format in this part of the model",
+        "`toolchain support` lists formats by release, GPU and kind of model.",
+    ),
+    "TC-346": (
+        "AWQ without pre_quant_scale where the runtime asks for it by name",
+        "Linears that no norm stands before (o_proj, down_proj), and experts in W4A8_AWQ. Ones do where nothing was "
+        "scaled.",
+    ),
+    "TC-347": (
+        "Tensor parallelism cuts a matrix inside a block or group of scales",
+        "in_features per rank must be a multiple of the group. Use fewer ranks, or expert parallelism.",
+    ),
+    "TC-348": (
+        "A quantized matrix is further from the source than rounding can be",
+        "Rounding to nearest at the stored scales moves a weight by half a step at most; this is more: codes, scales "
+        "or source belong to something else. A warning under recipes that move weights on purpose (gptq, compensate), "
+        "and up to twice the bound where nobody knows the recipe.",
+    ),
+    "TC-349": (
+        "A quantized matrix is the source's but for one factor per channel",
+        "A warning. AWQ and SmoothQuant move factors into neighbouring layers; the counterpart was not looked for.",
+    ),
+    "TC-350": (
+        "A tensor that is not in the source",
+        "A warning: neither the source nor quantization explains it.",
+    ),
+    "TC-351": (
+        "A quantized matrix cannot be decoded",
+        "Its tensors do not fit each other: the other findings on this module say why.",
+    ),
     "TC-330": (
         "The bytes do not add up to the plan",
         "Something is missing, doubled or stored in another format.",

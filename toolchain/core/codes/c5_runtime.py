@@ -47,8 +47,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-510": (
         "The quantized KV cache cannot be emulated",
-        "Emulation rounds keys and values inside scaled_dot_product_attention. Load with "
-        "emulate_activations=False, or quantize with --kv-cache none.",
+        "Emulation rounds keys and values inside scaled_dot_product_attention. Evaluate with --emulation weights, "
+        "load with emulate_activations=False, or quantize with --kv-cache none.",
     ),
     "TC-511": (
         "A message to the worker cannot be understood",
@@ -56,8 +56,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-520": (
         "No text to evaluate on",
-        "Give --data a text file, a JSONL file with a `text` or `messages` field per line, or a "
-        "directory of such files.",
+        "Give --data a text file, a JSONL or Parquet file with a `text` or `messages` field, a directory of such "
+        "files, or a data set on the hub.",
     ),
     "TC-521": (
         "A line of the evaluation data cannot be read",

@@ -24,7 +24,7 @@ TRTLLM_EVAL = {
 """Task of the harness -> subcommand of ``trtllm-eval`` (TensorRT-LLM 1.0 to 1.2: ``commands/eval.py``)."""
 HARNESS_NOTE = (
     "lm_eval >= 0.4.12 has a TensorRT-LLM model (`--model trtllm`); tasks that score given answers need TensorRT-LLM "
-    ">= 1.3.0rc11, and prompts beyond max_input_len lose their beginning"
+    ">= 1.3.0rc11, prompts beyond max_input_len lose their beginning; run a model whose figures you know first"
 )
 EVAL_NOTE = (
     "trtllm-eval takes the engine's own llm_args.yaml; its prompts differ from the harness's, so compare it with "

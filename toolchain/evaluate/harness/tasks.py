@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +144,6 @@ def _evaluate(
 ) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         raw: dict[str, Any] = simple_evaluate(
             model=model,
