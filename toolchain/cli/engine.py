@@ -24,6 +24,7 @@ from toolchain.cli.options import (
     policy_option,
     recipe_option,
     seed_option,
+    stream_option,
     trust_option,
 )
 from toolchain.cli.output import Terminal, emit, facts, size
@@ -41,6 +42,7 @@ from toolchain.core.findings import errors
 @kv_cache_option
 @placement_options
 @calibration_options
+@stream_option
 @click.option("--eval-data", help="Held-out text. Default: evaluation.jsonl of MODEL, if it has one.")
 @click.option("--eval-tokens", type=int, default=16_384, show_default=True, help="Tokens to judge on.")
 @gate_options

@@ -185,6 +185,12 @@ allow_unfit_option = click.option(
     is_flag=True,
     help="Go on although ENGINE failed a gate and is marked as not fit to serve.",
 )
+stream_option = click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Quantize shard by shard, in memory that does not grow with the model; for plans that need no data. Default: "
+    "where the whole model would not fit into memory.",
+)
 trust_option = click.option(
     "--trust-remote-code",
     is_flag=True,

@@ -21,6 +21,7 @@ from toolchain.cli.options import (
     policy_option,
     recipe_option,
     seed_option,
+    stream_option,
     trust_option,
 )
 from toolchain.cli.output import Terminal, emit, facts, size
@@ -37,6 +38,7 @@ from toolchain.cli.plan_text import render_coverage, render_plan
 @kv_cache_option
 @calibration_options
 @placement_options
+@stream_option
 @seed_option
 @device_option
 @trust_option
@@ -79,6 +81,7 @@ def command(
         device=request.device,
         force=force,
         trust_remote_code=request.trust_remote_code,
+        stream=request.stream,
         progress=progress,
     )
     text = facts(

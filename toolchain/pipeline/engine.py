@@ -168,6 +168,7 @@ class _Run:
             device=self.request.device,
             force=True,
             trust_remote_code=self.request.trust_remote_code,
+            stream=self.request.stream,
             on_replace=self.workspace.unfinish,
             progress=self.progress,
         )

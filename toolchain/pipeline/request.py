@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from toolchain.auto.candidates import AUTO, METHODS, Auto
 from toolchain.auto.cost import COSTS
@@ -24,6 +24,11 @@ LEAST = {
     "seed": 0,
 }
 """The smallest values that mean something; Python's generators take -1 for 1."""
+
+
+def _takes_bool(kind: Any) -> bool:
+    """True for bool and bool | None: Python takes True for a number otherwise."""
+    return kind is bool or bool in get_args(kind)
 
 
 def _absolute(source: str) -> str:
@@ -74,6 +79,8 @@ class EngineRequest:
     strict: bool = False
     allow_tf32: bool = False
     seed: int = 0
+    stream: bool | None = None
+    """Quantize shard by shard; None: where the whole model does not fit into memory."""
     device: str = "auto"
     trust_remote_code: bool = False
     eval_data: str | None = None
@@ -89,7 +96,7 @@ class EngineRequest:
         problems = []
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            if not isinstance(value, kind) or (isinstance(value, bool) and not _takes_bool(kind)):
                 expected = getattr(kind, "__name__", str(kind))
                 problems.append(f"{option(name)} is {value!r} (expected {expected})")
             elif name == "calib_data" and not all(isinstance(item, str) for item in value):

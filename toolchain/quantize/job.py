@@ -42,6 +42,8 @@ from toolchain.quantize.forward import CalibrationPass
 from toolchain.quantize.precast import Precast
 from toolchain.quantize.precision import float32_matmuls
 from toolchain.quantize.sampling import select
+from toolchain.quantize.streaming.choice import streams
+from toolchain.quantize.streaming.datafree import quantize_stream
 
 _BUSY = threading.Lock()
 MANIFEST = "quantize.json"
@@ -66,14 +68,22 @@ def quantize(
     dtype: torch.dtype | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    stream: bool | None = None,
     on_replace: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize ``plan.model`` into ``output`` and return the manifest (also written there as quantize.json).
 
-    ``on_replace`` is called when all is written, just before ``output`` appears or its old content is replaced.
+    ``stream``: shard by shard instead of the whole model in memory, for plans without data; None: where memory is
+    short. Both write the same bytes. ``on_replace`` is called when all is written, just before ``output`` appears or
+    its old content is replaced.
     """
     progress = progress or Silent()
+    require_allowed(plan)
+    if streams(plan, stream, progress):
+        return quantize_stream(
+            plan, output, device=device, force=force, on_replace=on_replace, progress=progress
+        )
     refuse_to_replace_source(output, resolve_model(plan.model))
     require_free_bytes(output, plan.estimates.checkpoint_bytes, what="the quantized checkpoint")
     with atomic_directory(output, force=force, on_replace=on_replace) as directory:

@@ -6,47 +6,39 @@ No model code runs: what is done follows from the plan and from the names in the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from os import sched_getaffinity
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from toolchain.checkpoint.shard_file import ShardFile
 from toolchain.checkpoint.source import QuantizedSource, open_source
 from toolchain.checkpoint.writer import write_index
 from toolchain.core.environment import package_versions, peak_memory_bytes
-from toolchain.core.errors import UsageError
 from toolchain.core.files import (
     atomic_write_json,
     hash_tree,
     refuse_to_replace_source,
     require_free_bytes,
-    sha256_file,
     sha256_json,
 )
 from toolchain.core.progress import Progress, Silent
-from toolchain.families import Family
-from toolchain.formats import get_format, get_kv_cache
+from toolchain.families import Family, get_family
+from toolchain.formats import get_format
 from toolchain.modeling.loading import pick_device
 from toolchain.models.config import config_dtype, read_config, text_config
 from toolchain.models.reader import resolve_model
 from toolchain.plan.rules import require_allowed
 from toolchain.plan.types import Plan
 from toolchain.quantize.export_configs import copy_side_files, write_configs
-from toolchain.quantize.quantizers import is_pinned
-from toolchain.quantize.streaming.journal import Journal, open_journal, publish
-from toolchain.quantize.streaming.outline import Item, Outline, Shard, make_outline
+from toolchain.quantize.streaming.choice import require_data_free
+from toolchain.quantize.streaming.journal import open_journal, publish
+from toolchain.quantize.streaming.outline import Outline, make_outline
 from toolchain.quantize.streaming.pack import Packer
 from toolchain.quantize.streaming.rows import TORCH_DTYPES, Rows
+from toolchain.quantize.streaming.shards import total_bytes, write_shards
 from toolchain.recipes import get_recipe
-
-AHEAD = 2
-"""Items per thread that are handed out, and whose bytes the kernel is asked to fetch, before they are worked on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,62 +55,46 @@ class Source:
 def quantize_stream(
     plan: Plan,
     output: Path,
-    family: Family,
     *,
     device: str = "auto",
     threads: int | None = None,
     force: bool = False,
+    on_replace: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize ``plan.model`` into ``output`` without data, and return the manifest (also quantize.json there).
 
-    A run that ends early leaves its finished shards beside ``output``; the same call goes on with them.
+    A run that ends early leaves its finished shards beside ``output``; the same call goes on with them. ``on_replace``
+    is called when all is written, just before ``output`` appears or its old content is replaced. UsageError TC-232 for
+    a plan that needs data.
     """
     progress = progress or Silent()
     require_allowed(plan)
     require_data_free(plan)
     started = time.monotonic()
-    source = open_stream(plan, family)
+    source = open_stream(plan)
     refuse_to_replace_source(output, source.directory)
     with open_journal(output, settings(source), force=force, progress=progress) as journal:
         hashes = journal.finished([shard.file for shard in source.outline.shards], progress)
         todo = [shard for shard in source.outline.shards if shard.file not in hashes]
         if hashes:
             progress.note(f"going on: {len(hashes)} of {len(source.outline.shards)} shards are finished")
-        require_free_bytes(output, _bytes(todo), what="the quantized checkpoint")
+        require_free_bytes(output, total_bytes(todo), what="the quantized checkpoint")
         packer = make_packer(source, pick_device(device))
-        hashes |= _write_shards(source, packer, todo, journal, threads, progress)
+        hashes |= write_shards(packer, todo, journal, threads=threads, progress=progress)
         manifest = _complete(source, packer, journal.content, hashes, started)
+        if on_replace is not None:
+            on_replace()
         publish(journal, output)
     return manifest
 
 
-def require_data_free(plan: Plan) -> None:
-    """UsageError TC-232 when a part of the plan looks at activations, or a format's channel scales come from them."""
-    reasons = [
-        f"{name} stores an input scale"
-        for name in plan.formats
-        if get_format(name).has_input_scale and not is_pinned(plan, name)
-    ]
-    reasons += [
-        f"{name} stores channel scales" for name in plan.formats if get_format(name).has_pre_quant_scale
-    ]
-    if get_kv_cache(plan.kv_cache).calibrated:
-        reasons.append(f"KV cache {plan.kv_cache} is calibrated")
-    recipe = get_recipe(plan.recipe, get_format(plan.format))
-    reasons += [f"recipe {item.name} looks at inputs" for item in recipe.ingredients if item.needs_data]
-    if reasons:
-        raise UsageError(
-            f"this plan needs calibration data: {'; '.join(reasons)}",
-            hint="weight-only formats, --recipe pinned (NVFP4) and --kv-cache none or fp8_cast need none; FP8 shared "
-            "experts do: --shared-experts bf16",
-            code="TC-232",
-        )
-
-
-def open_stream(plan: Plan, family: Family) -> Source:
+def open_stream(plan: Plan) -> Source:
     directory = resolve_model(plan.model)
     reader = open_source(directory)
+    config = text_config(read_config(directory))
+    architecture = (config.get("architectures") or [""])[0]
+    family = get_family(str(config.get("model_type", "")), architecture, list(reader.infos))
     outline = make_outline(plan, reader, family)
     return Source(plan=plan, directory=directory, family=family, outline=outline, rows=Rows(reader))
 
@@ -155,95 +131,6 @@ def settings(source: Source) -> dict[str, Any]:
         ),
         **{f"version of {name}": versions.get(name) for name in ("toolchain", "torch", "nvidia-modelopt")},
     }
-
-
-def write_shard(
-    source: Source, packer: Packer, shard: Shard, path: Path, pool: ThreadPoolExecutor, done: Any
-) -> None:
-    """All tensors of ``shard`` into ``path``, flushed to the disk. ``done`` is called with the bytes of each item."""
-    file = ShardFile(path, shard.outputs)
-    try:
-        waiting: set[Future[None]] = set()
-        ahead = AHEAD * pool._max_workers
-        for item in shard.items:
-            if len(waiting) >= ahead:
-                waiting = _settle(waiting)
-            _announce(source.rows, item)
-            waiting.add(pool.submit(_write_item, source.rows, packer, item, file, done))
-        while waiting:
-            waiting = _settle(waiting)
-    except BaseException:
-        for future in waiting:
-            future.cancel()
-        wait(waiting)
-        file.abandon()
-        path.unlink(missing_ok=True)
-        raise
-    file.close()
-
-
-def _settle(waiting: set[Future[None]]) -> set[Future[None]]:
-    finished, left = wait(waiting, return_when=FIRST_COMPLETED)
-    for future in finished:
-        future.result()
-    return left
-
-
-def _write_item(rows: Rows, packer: Packer, item: Item, file: ShardFile, done: Any) -> None:
-    packer.write(item, file)
-    for name in rows.stored_names(item.name):
-        rows.forget(name)
-    done(sum(spec.bytes for spec in item.outputs if spec.name in file.specs))
-
-
-def _announce(rows: Rows, item: Item) -> None:
-    for name in rows.stored_names(item.name):
-        rows.announce(name)
-
-
-def _write_shards(
-    source: Source,
-    packer: Packer,
-    todo: list[Shard],
-    journal: Journal,
-    threads: int | None,
-    progress: Progress,
-) -> dict[str, str]:
-    """Hashes of the shards of ``todo``, each hashed and recorded while the next is written."""
-    hashes: dict[str, str] = {}
-    count = threads or len(sched_getaffinity(0))
-
-    def seal(shard: Shard) -> None:
-        digest = sha256_file(journal.partial(shard.file))
-        journal.finish(shard.file, digest)
-        hashes[shard.file] = digest
-
-    with (
-        _one_thread_each(),
-        ThreadPoolExecutor(count, thread_name_prefix="pack") as pool,
-        ThreadPoolExecutor(1, thread_name_prefix="hash") as sealer,
-        progress.meter(description="quantize", total_bytes=_bytes(todo)) as done,
-    ):
-        sealing: Future[None] | None = None
-        for shard in todo:
-            write_shard(source, packer, shard, journal.partial(shard.file), pool, done)
-            if sealing is not None:
-                sealing.result()
-            sealing = sealer.submit(seal, shard)
-        if sealing is not None:
-            sealing.result()
-    return hashes
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Threads are over tensors here: within an operation, more of them would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _complete(
@@ -300,7 +187,3 @@ def _is_tied(directory: Path) -> bool:
     except (ValueError, KeyError, OSError):  # the code of this model is not in transformers
         return bool(text_config(read_config(directory)).get("tie_word_embeddings", False))
     return bool(config.get_text_config().tie_word_embeddings)
-
-
-def _bytes(shards: list[Shard]) -> int:
-    return sum(spec.bytes for shard in shards for spec in shard.outputs)
