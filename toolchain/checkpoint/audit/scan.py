@@ -7,7 +7,6 @@ whatever the size of the checkpoint.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,8 +18,10 @@ from toolchain.checkpoint.audit.reading import Buffer, ShardFile
 from toolchain.checkpoint.raw import Place
 from toolchain.core.progress import Progress
 
-CHUNK = 16 << 20
+CHUNK = 4 << 20
 """Bytes read at a time: long enough for disks, short enough for many threads."""
+THREADS = 8
+"""More than cores: most of them wait for the disk."""
 UNIT = 256 << 20
 """Bytes of neighbouring tensors that one thread takes at a time."""
 SMALL = 64
@@ -65,7 +66,7 @@ class Scan:
     def __init__(self, directory: Path, tasks: Iterable[Task], *, threads: int | None = None) -> None:
         self._directory, self._own = directory, local()
         self._units = list(_units(tasks))
-        threads = threads or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+        threads = threads or THREADS
         self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="scan")
         self._running = [self._pool.submit(self._unit, unit) for unit in self._units]
 
@@ -88,8 +89,8 @@ class Scan:
             self._own.buffer, self._own.scratch = Buffer(CHUNK), codes.Scratch(CHUNK)
         found = {task.name: Seen() for task in unit.tasks}
         first, last = unit.tasks[0].place, unit.tasks[-1].place
-        probe = (first.start, (first.start + last.start) // 2, last.start)
-        with ShardFile(self._directory / unit.file, probe=probe if unit.size >= CHUNK else ()) as shard:
+        size = last.start + last.size - first.start
+        with ShardFile(self._directory / unit.file, start=first.start, size=max(size, 1)) as shard:
             for start, size, parts in _reads(unit.tasks):
                 data = shard.read(self._own.buffer, start, size)
                 for task, begin, end in parts:
