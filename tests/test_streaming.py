@@ -351,6 +351,7 @@ LIMITED = """
 import resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from toolchain.models.reader import read_model
 from toolchain.plan.planner import make_plan
 from toolchain.quantize.streaming.datafree import quantize_stream
 from toolchain.core.environment import peak_memory_bytes
@@ -367,7 +368,7 @@ print(peak_memory_bytes() - before)
 
 
 def test_a_model_far_larger_than_the_memory_that_is_allowed(tmp_path: Path) -> None:
-    """1.2 GB of weights under a limit of 600 MB of address space beyond what the libraries take."""
+    """600 MB of weights in less than 400 MB beyond what the libraries take, with address space limited as well."""
     from tests.tiny import make_tiny
 
     source = make_tiny(
@@ -383,3 +384,37 @@ def test_a_model_far_larger_than_the_memory_that_is_allowed(tmp_path: Path) -> N
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert int(ran.stdout) < 400_000_000
     assert audit(tmp_path / "out").passed
+
+
+def test_the_command_streams_when_asked_and_when_memory_is_short(
+    tiny: Tiny, tmp_path: Path, toolchain: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ("quantize", tiny("qwen3_moe"), "--format", "w4a16_nvfp4", "--json")
+    made = {}
+    for name, words in (("asked", ["--stream"]), ("memory", ["--no-stream"]), ("default", [])):
+        ran = toolchain(*base, "--output", tmp_path / name, *words)
+        assert ran.status == 0, ran.err
+        made[name] = ran.json.get("streamed")
+    assert made == {"asked": "data-free", "memory": None, "default": None}
+    monkeypatch.setattr("toolchain.quantize.streaming.choice.free_memory_bytes", lambda: 1000)
+    ran = toolchain(*base, "--output", tmp_path / "short")
+    assert ran.json["streamed"] == "data-free" and "streaming, which writes the same bytes" in ran.err
+    assert files(tmp_path / "asked") == files(tmp_path / "memory") == files(tmp_path / "short")
+    texts = ("--calib-data", Path(__file__).parent, "--calib-samples", 2, "--calib-length", 32)
+    needs = ("quantize", tiny("qwen3_moe"), "--format", "nvfp4", *texts, "--output", tmp_path / "n", "--json")
+    ran = toolchain(*needs)
+    assert ran.status == 0 and "cannot be streamed: nvfp4 stores an input scale" in ran.err
+    ran = toolchain(*needs, "--stream", "--force")
+    assert ran.status == 2 and ran.json["error"]["code"] == "TC-232"
+
+
+def test_an_engine_whose_checkpoint_is_streamed(
+    tiny: Tiny, tmp_path: Path, toolchain: Callable[..., Any]
+) -> None:
+    where = ("--output", tmp_path / "engine", "--triton-output", tmp_path / "repository")
+    command = ("engine", tiny("qwen3_moe"), "--format", "nvfp4", "--recipe", "pinned", "--stream", *where)
+    made = toolchain(*command, "--json")
+    assert made.status == 0, made.err
+    assert toolchain("verify", tmp_path / "engine", "--manifest").status == 0
+    again = toolchain(*command)
+    assert again.status == 0 and "quantize: unchanged, skipped" in again.err
