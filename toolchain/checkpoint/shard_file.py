@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -44,12 +44,20 @@ class TensorSpec:
 class ShardFile:
     """An open file of the size that it will have. ``put`` may be called from several threads."""
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
-        """ToolchainError TC-005 when the disk is too full to hold it."""
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], *, reopen: bool = False) -> None:
+        """``reopen``: go on with the file that is there, made from the same ``specs``.
+
+        ToolchainError TC-005 when the disk is too full to hold it; ValueError for a file of another size.
+        """
         self.path = path
         ordered = sorted(specs, key=lambda spec: (DTYPE_ORDER.index(spec.dtype), spec.name))
         self.specs = {spec.name: spec for spec in ordered}
         header, self._starts, self.size = _header(ordered)
+        if reopen:
+            if path.stat().st_size != self.size:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes, these tensors take {self.size}")
+            self._descriptor = os.open(path, os.O_RDWR)
+            return
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             if self.size:
@@ -78,6 +86,23 @@ class ShardFile:
         """Write ``data`` (a buffer) at byte ``offset`` of ``name``."""
         try:
             _write(self._descriptor, memoryview(data), self._starts[name] + offset)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+
+    def read(self, name: str, *, chunk_bytes: int = 1 << 24) -> Iterator[bytes]:
+        """The bytes of ``name`` as they stand in the file, in order."""
+        start, left = self._starts[name], self.specs[name].bytes
+        while left:
+            part = os.pread(self._descriptor, min(chunk_bytes, left), start)
+            if not part:
+                return
+            yield part
+            start, left = start + len(part), left - len(part)
+
+    def flush(self) -> None:
+        """To the disk; the file stays open."""
+        try:
+            os.fsync(self._descriptor)
         except OSError as error:
             raise disk_error(self.path, error) from error
 
