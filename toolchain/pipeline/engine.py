@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from toolchain.auto.outcome import TOLD
 from toolchain.core.environment import package_versions
@@ -28,25 +28,33 @@ from toolchain.pipeline.workspace import Workspace
 from toolchain.plan.planner import require_clean
 from toolchain.plan.types import Plan
 
+Until = Literal["quantize", "evaluate", "build"]
+"""Where an engine may stop: with its checkpoint and plan, measured (and audited before), or complete."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineResult:
     directory: Path
-    repository: Path
+    repository: Path | None
     plan: Plan
     manifest: dict[str, Any]
+    """engine.json; empty where it stopped before there is one."""
 
 
 def make_engine(
     request: EngineRequest,
     directory: Path,
-    repository: Path,
+    repository: Path | None,
     *,
     command: list[str],
+    until: Until = "build",
     force: bool = False,
     progress: Progress | None = None,
 ) -> EngineResult:
-    """Make or refresh the engine in ``directory`` and its Triton repository.
+    """Make or refresh the engine in ``directory`` and its Triton repository; none where that is None.
+
+    ``until`` stops earlier: what is only compared needs no more, and a later call goes on with it. A gate that is not
+    passed refuses nothing but the repository.
 
     What can be known to be wrong is refused before any work: PlanRefused, and UsageError for outputs that hold
     something else, for held-out text that cannot be read and for gates that could not be judged. FindingsError TC-532
@@ -59,13 +67,14 @@ def make_engine(
     for finding in plan.findings:
         progress.note(str(finding))
     refuse_foreign(directory, force=force)
-    refuse_foreign_repository(repository, force=force)
+    if repository is not None:
+        refuse_foreign_repository(repository, force=force)
     require_judgeable(request, plan, resolve_model(plan.model))
     if not (directory / "checkpoint").exists():
         require_free_bytes(directory, plan.estimates.checkpoint_bytes, what="the engine")
     with exclusive(directory):
         workspace = Workspace(directory=directory, force=force, progress=progress)
-        return _Run(request, plan, workspace, repository, command).all()
+        return _Run(request, plan, workspace, command).all(repository, until)
 
 
 @dataclass
@@ -73,37 +82,39 @@ class _Run:
     request: EngineRequest
     plan: Plan
     workspace: Workspace
-    repository: Path
     command: list[str]
 
-    def all(self) -> EngineResult:
+    def all(self, repository: Path | None, until: Until) -> EngineResult:
+        stages, judging = self._quantized()
+        if until == "quantize":
+            return EngineResult(directory=self.directory, repository=None, plan=self.plan, manifest={})
+        stages |= {"verify": judging.verify(), "evaluate": judging.evaluate()}
+        # Before engine.json: an unfit engine is never without its mark.
+        judged = judging.gates(stages["evaluate"])
+        if until == "evaluate":
+            return EngineResult(directory=self.directory, repository=None, plan=self.plan, manifest={})
+        settings = build_settings(self.plan, judging.identity["checkpoint"])
+        stages["build"] = self.workspace.stage("build", settings, self._target_files(), self._build)
+        manifest = self._manifest(stages, judging.data)
+        write_documents(self.workspace)
+        if repository is not None:
+            self._refuse_unfit(judged, repository)
+            self._triton(repository)
+        return EngineResult(
+            directory=self.directory, repository=repository, plan=self.plan, manifest=manifest
+        )
+
+    def _quantized(self) -> tuple[dict[str, dict[str, Any]], Judging]:
+        """The stages up to the written checkpoint and its plan, and what judges them."""
         stage = self.workspace.stage
         searched = self._choose_formats()
         quantized = stage("quantize", self._quantize_settings, ("checkpoint",), self._quantize)
         bytes_identity = sha256_json(quantized["outputs"])
         identity = {"checkpoint": bytes_identity, "model_identity": self.plan.model_identity}
+        # The plan is written after the checkpoint: a request that fails there leaves the engine of the last one whole.
+        planned = stage("plan", plan_settings(self.plan), ("plan.json",), self._write_plan)
         judging = Judging(self.workspace, self.request, self.plan, self._source, identity)
-        stages = {
-            **searched,
-            "quantize": quantized,
-            # Written after the checkpoint: a request that fails there leaves the engine of the last one whole.
-            "plan": stage("plan", plan_settings(self.plan), ("plan.json",), self._write_plan),
-            "verify": judging.verify(),
-            "evaluate": judging.evaluate(),
-            "build": stage(
-                "build", build_settings(self.plan, bytes_identity), self._target_files(), self._build
-            ),
-        }
-        judged = judging.gates(
-            stages["evaluate"]
-        )  # before engine.json: an unfit engine is never without its mark
-        manifest = self._manifest(stages, judging.data)
-        write_documents(self.workspace)
-        self._refuse_unfit(judged)
-        self._triton()
-        return EngineResult(
-            directory=self.directory, repository=self.repository, plan=self.plan, manifest=manifest
-        )
+        return {**searched, "quantize": quantized, "plan": planned}, judging
 
     @property
     def directory(self) -> Path:
@@ -224,13 +235,13 @@ class _Run:
             metrics=stages["evaluate"]["facts"],
         )
 
-    def _refuse_unfit(self, judged: tuple[gates.Judged, ...]) -> None:
+    def _refuse_unfit(self, judged: tuple[gates.Judged, ...], repository: Path) -> None:
         """The engine is complete, for whoever wants to look at it; but there is no repository that would serve it."""
         failed = gates.findings(judged, str(self.directory))
         if failed:
-            if self.repository.exists():  # rendered for bytes that were fit, and would now serve these
-                self.progress.note(f"triton: {self.repository} removed, the engine is not fit to serve")
-                shutil.rmtree(self.repository)
+            if repository.exists():  # rendered for bytes that were fit, and would now serve these
+                self.progress.note(f"triton: {repository} removed, the engine is not fit to serve")
+                shutil.rmtree(repository)
             raise FindingsError(
                 f"{self.directory} failed its gates and is marked as not fit to serve",
                 failed,
@@ -238,18 +249,18 @@ class _Run:
                 code="TC-532",
             )
 
-    def _triton(self) -> None:
+    def _triton(self, repository: Path) -> None:
         from toolchain.triton.render import render_repository
 
         def render() -> dict[str, Any]:
-            render_repository(self.directory, self.repository, force=True)
-            return {"repository": str(self.repository)}
+            render_repository(self.directory, repository, force=True)
+            return {"repository": str(repository)}
 
         settings = {
             "engine": sha256_file(self.directory / "engine.json"),
             "directory": str(self.directory.resolve()),
-            "repository": str(self.repository.resolve()),
+            "repository": str(repository.resolve()),
             "python": sys.executable,
             "version of toolchain": package_versions().get("toolchain"),
         }
-        self.workspace.stage("triton", settings, (self.repository.absolute(),), render)
+        self.workspace.stage("triton", settings, (repository.absolute(),), render)

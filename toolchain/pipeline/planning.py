@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from toolchain.auto.space import Space
 
 
-def make_request_plan(request: EngineRequest) -> Plan:
+def make_request_plan(request: EngineRequest, info: ModelInfo | None = None) -> Plan:
     """Read the model's headers and plan; violations are in ``plan.findings``. Of ``--format auto``, which measures
-    first, the smallest plan that it could choose."""
+    first, the smallest plan that it could choose. ``info``: what was read of the model before."""
     from toolchain.models.reader import read_model
     from toolchain.plan.planner import make_plan
 
+    info = info or read_model(request.model, trust_remote_code=request.trust_remote_code)
     if request.is_auto:
         from toolchain.auto.outcome import preview
 
-        return preview(find_request_space(request))
-    info = read_model(request.model, trust_remote_code=request.trust_remote_code)
+        return preview(find_request_space(request, info))
     return make_plan(info, **_numbers(request, info), **_surroundings(request, info))
 
 
-def find_request_space(request: EngineRequest) -> Space:
+def find_request_space(request: EngineRequest, info: ModelInfo | None = None) -> Space:
     """What ``--format auto`` searches. See ``toolchain.auto.space.find_space`` for what it raises."""
     from toolchain.auto.space import find_space
     from toolchain.models.reader import read_model
 
-    info = read_model(request.model, trust_remote_code=request.trust_remote_code)
+    info = info or read_model(request.model, trust_remote_code=request.trust_remote_code)
     return find_space(
         info,
         request.auto(),

@@ -132,9 +132,11 @@ class EngineRequest:
         """UsageError TC-530 for limits that no measurement can be compared with."""
         return Gates(**{item.name: getattr(self, item.name) for item in fields(Gates)})
 
-    def engine_name(self) -> str:
-        """``<model>-<format>``, with target and GPU when the engine is not the local one."""
+    def engine_name(self, model: str = "") -> str:
+        """``<model>-<format>``, with target and GPU when the engine is not the local one. ``model``: another name for
+        it than its directory's or its id."""
         base = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model
+        base = model or base
         name = base.replace("/", "--") + (f"-{self.format}" if self.format else "")
         if self.is_auto:
             asked = self.auto()
