@@ -227,13 +227,14 @@ def test_headroom_gives_the_input_scales_of_modelopts_own_algorithm(tiny: Tiny) 
 )
 def test_the_walk_computes_what_the_model_computes(tiny: Tiny, kind: str) -> None:
     """Layer by layer from stored inputs = transformers' own hidden states, whatever a layer takes as arguments."""
-    from toolchain.quantize.accuracy.layers import LayerWalk
+    from toolchain.quantize.accuracy.layers import Arguments, HeldHidden, LayerWalk, enter
 
     model: Any = load_source(tiny(kind), device=CPU, dtype=torch.float32)
     tokens = torch.randint(4, 260, (3, 80), generator=torch.Generator().manual_seed(0))
     batches = list(tokens.split(2))
     seen: list[list[torch.Tensor]] = []
-    walk = LayerWalk(model, batches, CPU)
+    arguments: Arguments = {}
+    walk = LayerWalk(model, HeldHidden(enter(model, batch, arguments) for batch in batches), arguments)
     for layer in walk:
         outputs: list[torch.Tensor] = []
         hook = layer.register_forward_hook(lambda m, a, output, found=outputs: found.append(output))

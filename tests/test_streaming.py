@@ -37,7 +37,8 @@ SHARD_BYTES = 60_000
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer.write_shards, "__kwdefaults__", {"shard_bytes": SHARD_BYTES})
-    monkeypatch.setattr(outline.make_outline, "__kwdefaults__", {"shard_bytes": SHARD_BYTES})
+    defaults = {**outline.make_outline.__kwdefaults__, "shard_bytes": SHARD_BYTES}
+    monkeypatch.setattr(outline.make_outline, "__kwdefaults__", defaults)
 
 
 def stream(plan: Plan, output: Path, **options: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,28 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def empty_model(directory: Path, dtype: torch.dtype | None) -> Any:
-    """The architecture of config.json with uninitialised weights; untouched pages cost no memory."""
+def empty_model(
+    directory: Path, dtype: torch.dtype | None, *, on_meta: bool = False, trust_remote_code: bool = False
+) -> Any:
+    """The architecture of config.json with uninitialised weights; untouched pages cost no memory.
+
+    ``on_meta``: parameters have no memory at all; buffers (rotary frequencies) are real, since no file has them.
+    """
+    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     quiet_transformers()
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with no_init_weights():
+    on = init_empty_weights(include_buffers=False) if on_meta else nullcontext()
+    with no_init_weights(), on:
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype or config.dtype, experts_implementation="eager"
+            config,
+            dtype=dtype or config.dtype,
+            experts_implementation="eager",
+            trust_remote_code=trust_remote_code,
         )
     unfuse_experts(model, blank=True)
     return model
@@ -52,7 +63,10 @@ class Filler:
         self.unknown: list[str] = []
         self.kv_scales: dict[str, dict[str, float]] = {}
         self.inputs: list[QuantizedInput] = []
-        patterns = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+        # As transformers has it: the first list is for float16 alone.
+        patterns = [*(model._keep_in_fp32_modules_strict or ())]
+        if dtype == torch.float16:
+            patterns += model._keep_in_fp32_modules or ()
         self.fp32 = re.compile("|".join(patterns)) if patterns else None
 
     def fill(self, module: str, tensors: Mapping[str, torch.Tensor], codec: Codec | None = None) -> None:
@@ -118,6 +132,16 @@ class Filler:
             raise ToolchainError(
                 f"{directory} does not match its config.json: {len(missing)} weights missing {missing[:3]}, "
                 f"{len(foreign)} tensors belong to no module {foreign[:3]}",
+                hint="run `toolchain verify` on it",
+                code="TC-304",
+            )
+
+    def finish_part(self, directory: Path, part: nn.Module) -> None:
+        """For a model of which only ``part`` is there: all of its parameters must have come from the files."""
+        missing = sorted(name for name, tensor in part.named_parameters() if tensor.is_meta)
+        if missing:
+            raise ToolchainError(
+                f"{directory} does not match its config.json: {len(missing)} weights missing {missing[:3]}",
                 hint="run `toolchain verify` on it",
                 code="TC-304",
             )

@@ -58,6 +58,11 @@ class Coverage:
 
         return count
 
+    def put(self, path: str, counts: torch.Tensor) -> None:
+        """Take [samples, num_experts] int32 counts of ``path`` from an earlier run."""
+        self._parts[path] = [counts]
+        self.measured = True
+
     @property
     def drawn(self) -> int:
         """Samples counted so far."""

@@ -51,20 +51,25 @@ class Exporter:
     def _tensors(self, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
         infos = self.reader.infos
         for name in progress.track(infos, description="export", total=len(infos)):
-            module, suffix = self.family.split(name)
-            format_name = self._format(module)
-            quantized = format_name != SOURCE_DTYPE and is_matrix(self.family, module, infos[name])
-            if suffix == "weight" and quantized and self.family.is_fused(module):
-                yield from self._pack_fused(module, format_name, infos[name].shape[0])
-            elif suffix == "weight" and quantized:
-                for kind, tensor in self.packed(module, format_name).items():
-                    yield f"{module}.{kind}", tensor
-            elif suffix == "weight" and self.family.to_module(module) in self.applied.folded_norms:
-                yield name, self.model.get_submodule(self.family.to_module(module)).weight.data
-            else:
-                yield name, self.reader.get(name)
-            if suffix == "weight":
-                yield from self._kv_scale(module)
+            made = self.made(name)
+            yield from [(name, self.reader.get(name))] if made is None else made
+            yield from self.kv_scale(name)
+
+    def made(self, name: str) -> list[tuple[str, torch.Tensor]] | None:
+        """(name, tensor) of all that becomes of the tensor ``name`` of the source; None when it is kept."""
+        info = self.reader.infos[name]
+        module, suffix = self.family.split(name)
+        if suffix != "weight":
+            return None
+        format_name = self._format(module)
+        if format_name != SOURCE_DTYPE and is_matrix(self.family, module, info):
+            if self.family.is_fused(module):
+                return list(self._pack_fused(module, format_name, info.shape[0]))
+            return [(f"{module}.{kind}", tensor) for kind, tensor in self.packed(module, format_name).items()]
+        path = self.family.to_module(module)
+        if path in self.applied.folded_norms:
+            return [(name, self.model.get_submodule(path).weight.data)]
+        return None
 
     @torch.no_grad()
     def packed(self, module: str, format_name: str) -> dict[str, torch.Tensor]:
@@ -81,7 +86,11 @@ class Exporter:
         matrices = [self.packed(name, format_name) for name in names]
         yield from fuse_experts(self.family, module, format_name, matrices).items()
 
-    def _kv_scale(self, module: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def kv_scale(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The scale of the KV cache that is stored beside the weight ``name`` of the source, if there is one."""
+        module, suffix = self.family.split(name)
+        if suffix != "weight":
+            return
         parent, _, projection = self.family.to_module(module).rpartition(".")
         if parent in self.kv and projection in ("k_proj", "v_proj"):
             index = 0 if projection == "k_proj" else 1

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from toolchain.checkpoint.source import open_source
-from toolchain.core.environment import package_versions, peak_memory_bytes
+from toolchain.core.environment import peak_memory_bytes
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import (
     atomic_directory,
@@ -28,7 +28,6 @@ from toolchain.core.files import (
     require_free_bytes,
 )
 from toolchain.core.progress import Progress, Silent
-from toolchain.data.overlap import sketch
 from toolchain.families import Family, get_family
 from toolchain.modeling.loading import load_source, pick_device
 from toolchain.models.reader import resolve_model
@@ -37,11 +36,13 @@ from toolchain.plan.types import Plan
 from toolchain.quantize import quantizers, scales, starved
 from toolchain.quantize.accuracy import Applied, apply_recipe
 from toolchain.quantize.calibration import CalibrationSet, load_calibration
+from toolchain.quantize.coverage import Coverage
 from toolchain.quantize.export import Exporter, require_kv_scales
 from toolchain.quantize.forward import CalibrationPass
+from toolchain.quantize.manifest import make_manifest
 from toolchain.quantize.precast import Precast
 from toolchain.quantize.precision import float32_matmuls
-from toolchain.quantize.sampling import select
+from toolchain.quantize.sampling import route_pool, select
 from toolchain.quantize.streaming.choice import streams
 from toolchain.quantize.streaming.datafree import quantize_stream
 
@@ -139,34 +140,27 @@ def _calibrate(
     family = _family(model, source)
     loaded = time.monotonic()
     if data:
-        data = select(model, data, plan.calibration, device=target, progress=progress)
+        data = select(
+            data,
+            plan.calibration,
+            has_experts=bool(Coverage(model).experts),
+            routed=route_pool(model, plan.calibration, target, progress),
+            progress=progress,
+        )
     forward = CalibrationPass(model, data, settings=plan.calibration, device=target, progress=progress)
     applied = _run_modelopt(model, plan, family, forward, progress)
     exporter = Exporter(model, plan, family, source, applied)
     require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)
     starved.tell(forward.coverage, plan, progress)
     coverage = starved.coverage_report(forward.coverage, forward.extra, plan)
-    manifest = {
-        "schema_version": 1,
-        "format": plan.format,
-        "policy": plan.policy,
-        "recipe": plan.recipe,
-        **({"auto": plan.auto} if plan.auto else {}),
-        "kv_cache": plan.kv_cache,
-        "model": plan.model,
-        "model_identity": plan.model_identity,
-        "device": str(target),
-        "calibration": data.identity if data else None,
-        "calibration_sketch": sketch(data.tokens.numpy()) if data else None,
-        **starved.manifest_entries(coverage),
-        **applied.details,
-        "seconds": {
-            "load": round(loaded - started, 2),
-            "calibrate": round(time.monotonic() - loaded, 2),
-        },
-        "versions": package_versions(),
-        "tf32": plan.calibration.allow_tf32,
-    }
+    manifest = make_manifest(
+        plan,
+        device=target,
+        data=data,
+        coverage=coverage,
+        details=applied.details,
+        seconds={"load": round(loaded - started, 2), "calibrate": round(time.monotonic() - loaded, 2)},
+    )
     return Quantized(model=model, exporter=exporter, manifest=manifest, coverage=coverage)
 
 

@@ -153,15 +153,20 @@ def _complete_pre_quant_scales(model: nn.Module, modules: dict[str, str], family
 
 def folded_modules(model: nn.Module, modules: dict[str, str], family: Family) -> set[str]:
     """Paths whose channel scale a norm takes: it feeds them and nothing else, all in one format."""
-    present = {path for path, _ in model.named_modules()}
+    return fold_sites({path for path, _ in model.named_modules()}, modules, family)[1]
+
+
+def fold_sites(present: set[str], modules: dict[str, str], family: Family) -> tuple[set[str], set[str]]:
+    """(norms, their consumers) among the module paths ``present``, of which ``modules`` are quantized."""
     layers = {found.group() for path in modules if (found := re.match(r".*?\blayers\.\d+", path))}
-    folded: set[str] = set()
+    norms, folded = set[str](), set[str]()
     for layer in layers:
-        for _, consumers in family.norm_folds:
+        for norm, consumers in family.norm_folds:
             paths = [path for name in consumers if (path := f"{layer}.{name}") in present]
             if len({modules.get(path) for path in paths}) == 1 and paths[0] in modules:
+                norms.add(f"{layer}.{norm}")
                 folded.update(paths)
-    return folded
+    return norms, folded
 
 
 def observes_inputs(plan: Plan) -> bool:

@@ -22,26 +22,30 @@ from toolchain.quantize.calibration import CalibrationSet
 from toolchain.quantize.coverage import Coverage
 from toolchain.quantize.forward import route
 
+Route = Callable[[CalibrationSet, bool], Coverage]
+"""(pool, whole) -> how the unquantized model routes the pool from its start: all of it, or at least until every expert
+has the tokens that were asked for."""
+
 
 def select(
-    model: Any, pool: CalibrationSet, settings: Calibration, *, device: torch.device, progress: Progress
+    pool: CalibrationSet, settings: Calibration, *, has_experts: bool, routed: Route, progress: Progress
 ) -> CalibrationSet:
     """The samples to calibrate on, in the order of the pool; deterministic.
 
-    ``model`` is not quantized yet. It runs only when the answer depends on its routing. ToolchainError TC-221 when
+    ``routed`` is called only when the answer depends on the model's routing. ToolchainError TC-221 when
     ``settings.strict`` does not accept the experts that stay starved.
     """
     depends = settings.sampling == "balanced" or settings.min_tokens_per_expert > 0 or settings.strict
     first = list(range(min(settings.samples, len(pool.tokens))))
     if not depends:
         return pool.take(first)
-    if not Coverage(model).experts:
+    if not has_experts:
         progress.note(
             "the model has no routed experts: expert coverage decides nothing, samples are taken in order"
         )
         return pool.take(first)
     minimum, balanced = settings.min_tokens_per_expert, settings.sampling == "balanced"
-    coverage = _routed(model, pool, settings, device, progress, whole=balanced)
+    coverage = routed(pool, balanced)
     counts = coverage.matrix()
     if balanced:
         chosen = choose_balanced(counts, samples=len(first), minimum=minimum, limit=settings.max_samples)
@@ -67,25 +71,20 @@ def _shortfall(pool: CalibrationSet, settings: Calibration, least: int) -> str:
     return f", asked for {settings.min_tokens_per_expert}: {why}"
 
 
-def _routed(
-    model: Any,
-    pool: CalibrationSet,
-    settings: Calibration,
-    device: torch.device,
-    progress: Progress,
-    *,
-    whole: bool,
-) -> Coverage:
-    """Coverage of the pool from its start: all of it, or until every expert has the tokens that were asked for."""
-    minimum, samples = settings.min_tokens_per_expert, settings.samples
+def route_pool(model: Any, settings: Calibration, device: torch.device, progress: Progress) -> Route:
+    """A ``Route`` through a model in memory that is not quantized yet."""
 
-    def enough(coverage: Coverage) -> bool:
-        drawn = coverage.drawn
-        return not whole and drawn >= samples and not coverage.starved(minimum)
+    def routed(pool: CalibrationSet, whole: bool) -> Coverage:
+        def enough(coverage: Coverage) -> bool:
+            drawn = coverage.drawn
+            starved_ones = coverage.starved(settings.min_tokens_per_expert)
+            return not whole and drawn >= settings.samples and not starved_ones
 
-    batches = pool.batches(settings.batch_size)
-    tracked = progress.track(batches, description="route", total=len(batches))
-    return route(model, tracked, pool.tokens.shape[1], device, enough=enough)
+        batches = pool.batches(settings.batch_size)
+        tracked = progress.track(batches, description="route", total=len(batches))
+        return route(model, tracked, pool.tokens.shape[1], device, enough=enough)
+
+    return routed
 
 
 def shortest_prefix(counts: torch.Tensor, samples: int, minimum: int) -> int:

@@ -71,4 +71,19 @@ CODES: dict[str, tuple[str, str]] = {
         "Streaming without data is for weight-only formats, formats that scale activations at run time, and NVFP4 "
         "under --recipe pinned.",
     ),
+    "TC-233": (
+        "What a streamed run left behind was changed",
+        "A layer builds on what the layers before it computed, so a run can only go on with exactly that: begin anew "
+        "with --force.",
+    ),
+    "TC-234": (
+        "One layer of a streamed model could not be quantized",
+        "The message names the layer and the reason. The layers before it are kept: mend the reason and run the same "
+        "command again.",
+    ),
+    "TC-235": (
+        "A layer gave other tensors than its plan says",
+        "Names, shapes and dtypes of a streamed checkpoint are fixed before it is made. This is a bug: report it with "
+        "the plan, and use --no-stream.",
+    ),
 }

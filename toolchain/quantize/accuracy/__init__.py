@@ -6,7 +6,7 @@ One file per ingredient of ``toolchain.recipes``; ``layers.py`` walks the decode
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,10 @@ from toolchain.core.progress import Progress
 from toolchain.families import Family
 from toolchain.formats import get_format
 from toolchain.plan.types import Plan
-from toolchain.quantize import scales
+from toolchain.quantize import quantizers, scales
 from toolchain.quantize.accuracy import channels, weights
 from toolchain.quantize.accuracy.groups import Group, find_groups
-from toolchain.quantize.accuracy.layers import LayerWalk
+from toolchain.quantize.accuracy.layers import Arguments, HeldHidden, LayerWalk, enter
 from toolchain.quantize.accuracy.observing import observe, stages
 from toolchain.quantize.forward import CalibrationPass
 from toolchain.recipes import GRAM_BUDGET_BYTES, Recipe, get_recipe
@@ -38,6 +38,20 @@ class Applied:
     """For the manifest."""
 
 
+def walks(recipe: Recipe, formats: Iterable[str]) -> bool:
+    """True when ``recipe`` must see what each layer computes, for modules of some of these formats."""
+    return decides(recipe) and any(recipe.for_format(name).needs_gram for name in formats)
+
+
+def decides(recipe: Recipe) -> bool:
+    """True when anything is left to choose after ModelOpt's calibration."""
+    return bool(recipe.on("transform")) or weights.chooses_weights(recipe)
+
+
+MakeWalk = Callable[[bool], LayerWalk]
+"""From ``compare`` to the walk through the layers."""
+
+
 def apply_recipe(
     model: nn.Module,
     modules: dict[str, str],
@@ -45,22 +59,25 @@ def apply_recipe(
     family: Family,
     forward: CalibrationPass,
     progress: Progress,
+    *,
+    make_walk: MakeWalk | None = None,
 ) -> Applied:
-    """Apply ``plan.recipe`` to ``modules`` (module path -> format name) of a calibrated model, in place."""
+    """Apply ``plan.recipe`` to ``modules`` (module path -> format name) of a calibrated model, in place.
+
+    ``make_walk``: where the layers come one at a time; then it is used whether or not ``modules`` ask for it.
+    """
     recipe = get_recipe(plan.recipe, get_format(plan.format))
     applied = Applied()
-    if not recipe.on("transform") and not weights.chooses_weights(recipe):
+    if not decides(recipe):
         return applied
     groups = find_groups(model, modules, family)
     work = _Work(model, recipe, applied)
-    if not any(recipe.for_format(group.format).needs_gram for group in groups):
+    if make_walk is None and not walks(recipe, {group.format for group in groups}):
         for group in progress.track(groups, description=f"recipe {recipe.name}", total=len(groups)):
             work.choose(group)
         return applied
     compare = recipe.on("target") is not None
-    # Where ModelOpt made no pass over the data, routing is counted here, on every layer as it ships.
-    counting = None if forward.coverage.measured else forward.counting
-    walk = LayerWalk(model, forward.batches, forward.device, compare=compare, counting=counting)
+    walk = make_walk(compare) if make_walk else _walk(model, plan, forward, compare)
     for _ in progress.track(walk, description=f"recipe {recipe.name}, by layer", total=len(walk)):
         inside = [group for group in groups if group.paths[0].startswith(f"{walk.path}.")]
         # Two layers are compared row by row: only tokens that the router sends to an expert are in both.
@@ -68,6 +85,19 @@ def apply_recipe(
             work.layer(stages(model, inside, family, walk) if compare else [inside], walk)
         work.share_inputs([path for group in inside for path in group.paths], walk)
     return applied
+
+
+def _walk(model: nn.Module, plan: Plan, forward: CalibrationPass, compare: bool) -> LayerWalk:
+    arguments: Arguments = {}
+    hidden = HeldHidden(enter(model, batch.to(forward.device), arguments) for batch in forward.batches)
+    return LayerWalk(model, hidden, arguments, compare=compare, counting=counts_on_walk(plan, forward))
+
+
+def counts_on_walk(
+    plan: Plan, forward: CalibrationPass
+) -> Callable[[str], contextlib.AbstractContextManager[None]] | None:
+    """Where ModelOpt makes no pass over the data, routing is counted on the walk, on every layer as it ships."""
+    return None if quantizers.observes_inputs(plan) else forward.counting
 
 
 @dataclass
@@ -149,4 +179,4 @@ def _batches(model: nn.Module, groups: list[Group], matrices: int) -> list[list[
     return batches
 
 
-__all__ = ["Applied", "apply_recipe"]
+__all__ = ["Applied", "apply_recipe", "counts_on_walk", "decides", "walks"]

@@ -7,9 +7,11 @@ computes the inputs of the next. Only one layer's statistics are in memory at a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,9 +19,32 @@ from torch import nn
 from toolchain.core.errors import ToolchainError
 from toolchain.modeling.decoder import find_decoder_layers
 
+Arguments = dict[tuple[int, torch.Size], tuple[tuple[Any, ...], dict[str, Any]]]
+"""(layer, [B, T]) -> what the model gives the layer beside the hidden states: masks and positions, which follow from
+the shape alone, since no calibration token is padding."""
 
-class _Enough(Exception):
-    """Ends a forward at the first layer: its inputs are all that is wanted."""
+
+class Hidden(Protocol):
+    """The hidden states [B, T, H] of every batch in front of one layer."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]: ...
+
+    def advance(self, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Become what ``step`` makes of each batch."""
+
+
+class HeldHidden:
+    """All of them in memory."""
+
+    def __init__(self, batches: Iterable[torch.Tensor]) -> None:
+        self._batches = list(batches)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self._batches)
+
+    def advance(self, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for index, batch in enumerate(self._batches):
+            self._batches[index] = step(batch)
 
 
 class LayerWalk:
@@ -28,26 +53,28 @@ class LayerWalk:
     def __init__(
         self,
         model: Any,
-        batches: list[torch.Tensor],
-        device: torch.device,
+        hidden: Hidden,
+        arguments: Arguments,
         *,
+        layers: Iterable[int] | None = None,
         compare: bool = False,
         counting: Callable[[str], AbstractContextManager[None]] | None = None,
     ) -> None:
-        """``batches``: [B, T] int64 token ids. ``compare``: keep each layer as it was in ``before`` while it changes.
-        ``counting``: entered with a layer's module path, and a dot, for the pass that computes the layer's outputs.
+        """``hidden``: in front of the first of ``layers`` (None: all). ``compare``: keep each layer as it was in
+        ``before`` while it changes. ``counting``: entered with a layer's module path, and a dot, for the pass that
+        computes the layer's outputs.
 
         ToolchainError TC-209 when the model has no list of decoder layers.
         """
         self.prefix, self._layers = decoder_layers(model)
-        self._arguments: dict[tuple[int, torch.Size], tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self._hidden = [self._enter(model, batch.to(device)) for batch in batches]
+        self._visited = list(range(len(self._layers)) if layers is None else layers)
+        self._arguments, self._hidden = arguments, hidden
         self._compare, self._counting, self._at = compare, counting, 0
         self.before: nn.Module | None = None
         """The layer at hand without any quantizer and with its own weights."""
 
     def __len__(self) -> int:
-        return len(self._layers)
+        return len(self._visited)
 
     @property
     def path(self) -> str:
@@ -55,59 +82,75 @@ class LayerWalk:
         return f"{self.prefix}.{self._at}"
 
     def __iter__(self) -> Iterator[nn.Module]:
-        for index, layer in enumerate(self._layers):
+        for index in self._visited:
+            layer = self._layers[index]
             self._at = index
             self.before = _unquantized_copy(layer) if self._compare else None
             yield layer
+            self.before = None
             if self._counting is None and index + 1 == len(self._layers):
                 return  # nobody needs what the last layer computes
             with _rounded_once(layer), self._counting(f"{self.path}.") if self._counting else nullcontext():
-                self._hidden = [self._call(layer, hidden) for hidden in self._hidden]
+                self._hidden.advance(partial(self._call, layer))
 
     def run(self, after_batch: Callable[[], None] | None = None, *, batches: int | None = None) -> None:
         """Send the inputs through the layer at hand, then through ``before``; outputs are dropped. For hooks."""
-        for hidden in self._hidden[:batches]:
+        for hidden in islice(self._hidden, batches):
             self._call(self._layers[self._at], hidden)
             if self.before is not None:
                 self._call(self.before, hidden)
             if after_batch is not None:
                 after_batch()
 
-    @torch.no_grad()
     def _call(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        args, kwargs = self._arguments[self._at, hidden.shape[:2]]
-        output = layer(hidden, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return call_layer(layer, hidden, self._arguments[self._at, hidden.shape[:2]])
 
-    @torch.no_grad()
-    def _enter(self, model: Any, batch: torch.Tensor) -> torch.Tensor:
-        """Inputs of the first layer [B, T, H]; for a new shape also the other arguments of every layer."""
-        known = (0, batch.shape) in self._arguments
-        found: list[torch.Tensor] = []
 
-        def note(index: int) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-                self._arguments[index, batch.shape] = (args[1:], rest)
-                if index == 0:
-                    found.append(args[0] if args else kwargs["hidden_states"])
-                    if known:
-                        raise _Enough
+@torch.no_grad()
+def call_layer(
+    layer: nn.Module, hidden: torch.Tensor, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+) -> torch.Tensor:
+    """[B, T, H] -> [B, T, H], as the model calls it."""
+    output = layer(hidden, *arguments[0], **arguments[1])
+    return output[0] if isinstance(output, tuple) else output
 
-            return hook
 
-        hooks = [
-            layer.register_forward_pre_hook(note(index), with_kwargs=True)
-            for index, layer in enumerate(self._layers)
-        ]
-        try:
-            model.base_model(input_ids=batch, use_cache=False)
-        except _Enough:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found[0]
+class _Enough(Exception):
+    """Ends a forward at the first layer: its inputs are all that is wanted."""
+
+
+@torch.no_grad()
+def enter(model: Any, batch: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+    """[B, T] int64 token ids -> inputs of the first layer [B, T, H]; for a new shape also every layer's ``arguments``.
+
+    ToolchainError TC-209 when the model has no list of decoder layers.
+    """
+    _, layers = decoder_layers(model)
+    known = (0, batch.shape) in arguments
+    found: list[torch.Tensor] = []
+
+    def note(index: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            arguments[index, batch.shape] = (args[1:], rest)
+            if index == 0:
+                found.append(args[0] if args else kwargs["hidden_states"])
+                if known:
+                    raise _Enough
+
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(note(index), with_kwargs=True) for index, layer in enumerate(layers)
+    ]
+    try:
+        model.base_model(input_ids=batch, use_cache=False)
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0]
 
 
 @contextmanager

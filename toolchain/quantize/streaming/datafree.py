@@ -32,6 +32,7 @@ from toolchain.models.reader import resolve_model
 from toolchain.plan.rules import require_allowed
 from toolchain.plan.types import Plan
 from toolchain.quantize.export_configs import copy_side_files, write_configs
+from toolchain.quantize.manifest import make_manifest
 from toolchain.quantize.streaming.choice import require_data_free
 from toolchain.quantize.streaming.journal import open_journal, publish
 from toolchain.quantize.streaming.outline import Outline, make_outline
@@ -72,7 +73,7 @@ def quantize_stream(
     require_allowed(plan)
     require_data_free(plan)
     started = time.monotonic()
-    source = open_stream(plan)
+    source = open_stream(plan, dtype=named_dtype(resolve_model(plan.model)))
     refuse_to_replace_source(output, source.directory)
     with open_journal(output, settings(source), force=force, progress=progress) as journal:
         hashes = journal.finished([shard.file for shard in source.outline.shards], progress)
@@ -89,26 +90,39 @@ def quantize_stream(
     return manifest
 
 
-def open_stream(plan: Plan) -> Source:
+def open_stream(plan: Plan, *, dtype: torch.dtype | None = None) -> Source:
+    """``dtype``: what the model computes in; None: what its files hold."""
     directory = resolve_model(plan.model)
     reader = open_source(directory)
     config = text_config(read_config(directory))
     architecture = (config.get("architectures") or [""])[0]
     family = get_family(str(config.get("model_type", "")), architecture, list(reader.infos))
-    outline = make_outline(plan, reader, family)
+    names = {kind: name for name, kind in TORCH_DTYPES.items()}
+    outline = make_outline(
+        plan,
+        reader,
+        family,
+        layers=int(config.get("num_hidden_layers", 0)),
+        dtype=names[dtype] if dtype else None,
+    )
     return Source(plan=plan, directory=directory, family=family, outline=outline, rows=Rows(reader))
 
 
-def make_packer(source: Source, device: torch.device) -> Packer:
-    config = text_config(read_config(source.directory))
+def named_dtype(directory: Path) -> torch.dtype | None:
+    """What config.json says that the model computes in; None where it does not."""
+    config = text_config(read_config(directory))
     named = config.get("dtype") or config.get("torch_dtype")
+    return TORCH_DTYPES[config_dtype(config)] if named else None
+
+
+def make_packer(source: Source, device: torch.device) -> Packer:
     return Packer(
         source.rows,
         source.outline,
         source.family,
         get_recipe(source.plan.recipe, get_format(source.plan.format)),
         # A model computes in the dtype of its config, whatever its files hold.
-        dtype=TORCH_DTYPES[config_dtype(config)] if named else None,
+        dtype=named_dtype(source.directory),
         device=device,
     )
 
@@ -137,6 +151,22 @@ def _complete(
     source: Source, packer: Packer, content: Path, hashes: dict[str, str], started: float
 ) -> dict[str, Any]:
     """Index, configs, side files, plan and manifest."""
+    manifest = make_manifest(
+        source.plan,
+        device=packer.device,
+        data=None,
+        coverage=None,
+        details=_source_numbers(source, packer),
+        seconds={"quantize": round(time.monotonic() - started, 2)},
+        streamed="data-free",
+    )
+    return complete(source, content, hashes, manifest)
+
+
+def complete(
+    source: Source, content: Path, hashes: dict[str, str], manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """All that stands beside the shards, whose ``hashes`` are known; returns the manifest as it is written, last."""
     weight_map = {spec.name: shard.file for shard in source.outline.shards for spec in shard.outputs}
     write_index(content, weight_map, source.outline.bytes)
     write_configs(content, source.plan, source.rows.reader, source.family, tied=_is_tied(source.directory))
@@ -144,25 +174,7 @@ def _complete(
     atomic_write_json(content / "plan.json", source.plan.to_json())
     others = hash_tree(content, skip=hashes)
     manifest = {
-        "schema_version": 1,
-        "format": source.plan.format,
-        "policy": source.plan.policy,
-        "recipe": source.plan.recipe,
-        **({"auto": source.plan.auto} if source.plan.auto else {}),
-        "kv_cache": source.plan.kv_cache,
-        "model": source.plan.model,
-        "model_identity": source.plan.model_identity,
-        "device": str(packer.device),
-        "streamed": "data-free",
-        "calibration": None,
-        "calibration_sketch": None,
-        "coverage": None,
-        "starved_experts": None,
-        "starved_remedy": None,
-        **_source_numbers(source, packer),
-        "seconds": {"quantize": round(time.monotonic() - started, 2)},
-        "versions": package_versions(),
-        "tf32": False,
+        **manifest,
         "tensor_bytes": source.outline.bytes,
         "peak_memory_bytes": peak_memory_bytes(),
         "files": dict(sorted({**hashes, **others}.items())),

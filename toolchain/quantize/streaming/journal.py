@@ -25,6 +25,8 @@ class Journal:
 
     def __init__(self, root: Path) -> None:
         self.root, self.content, self._finished = root, root / "content", root / "finished"
+        self.layers = root / "layers"
+        """What a run layer by layer remembers (``layer_journal.py``)."""
 
     def partial(self, file: str) -> Path:
         """Where the shard ``file`` grows."""
@@ -94,10 +96,10 @@ def _begin(
         progress.note(f"what was begun with other settings is dropped ({changes})")
         before = None
     if before is None:
-        for name in ("content", "finished"):
+        for name in ("content", "finished", "layers"):
             shutil.rmtree(journal.root / name, ignore_errors=True)
         atomic_write_json(path, settings)
-    for name in ("content", "finished"):
+    for name in ("content", "finished", "layers"):
         (journal.root / name).mkdir(exist_ok=True)
 
 

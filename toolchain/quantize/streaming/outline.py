@@ -7,7 +7,7 @@ same files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.checkpoint.shard_file import TensorSpec
@@ -15,10 +15,12 @@ from toolchain.checkpoint.source import QuantizedSource
 from toolchain.checkpoint.writer import SHARD_BYTES, shard_names
 from toolchain.families import Family
 from toolchain.families.fused import MXFP4
-from toolchain.formats import Format, get_format
+from toolchain.formats import Format, get_format, get_kv_cache
 from toolchain.models.prequantized import keeps_values
 from toolchain.models.types import TensorInfo
 from toolchain.plan.types import SOURCE_DTYPE, Plan
+from toolchain.quantize import quantizers
+from toolchain.recipes import get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,11 @@ class Item:
     format: str
     """``source`` for a tensor that is kept."""
     outputs: tuple[TensorSpec, ...]
+    source: TensorInfo = field(repr=False)
     kept_codes: bool = False
     """True where the source has the format's numbers already: its bytes are copied."""
+    folded: bool = False
+    """True for a norm that takes a channel scale."""
 
     @property
     def bytes(self) -> int:
@@ -60,10 +65,46 @@ class Outline:
 
 
 def make_outline(
-    plan: Plan, reader: CheckpointReader, family: Family, *, shard_bytes: int = SHARD_BYTES
+    plan: Plan,
+    reader: CheckpointReader,
+    family: Family,
+    *,
+    layers: int = 0,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Outline:
-    items = tuple(_items(plan, reader, family))
+    """``layers``: decoder layers that run; those beyond have no KV cache. ``dtype``: what the model computes in, as a
+    safetensors name; None: what its files hold."""
+    items = tuple(_with_extras(_items(plan, reader, family), plan, family, layers, dtype))
     return Outline(shards=_shards(items, shard_bytes), groups=_groups(items, family))
+
+
+def _with_extras(
+    items: Iterable[Item], plan: Plan, family: Family, layers: int, dtype: str | None
+) -> Iterator[Item]:
+    """Tensors that not every module of a format has: channel scales where no norm takes them, scales of the KV cache;
+    and the dtype of norms that take a channel scale, which are written by the model."""
+    items = list(items)
+    modules = {family.to_module(item.module): item.format for item in items if item.format != SOURCE_DTYPE}
+    present = {family.to_module(item.module) for item in items}
+    norms, folded = quantizers.fold_sites(present, modules, family)
+    transformed = get_recipe(plan.recipe, get_format(plan.format)).on("transform") is not None
+    calibrated = get_kv_cache(plan.kv_cache).calibrated
+    for item in items:
+        path, extra = family.to_module(item.module), []
+        if item.format != SOURCE_DTYPE and get_format(item.format).has_pre_quant_scale and path not in folded:
+            weight = item.source
+            name = f"{item.module}.pre_quant_scale"
+            extra.append(TensorSpec(name=name, dtype=dtype or weight.dtype, shape=(weight.shape[1],)))
+        if transformed and path in norms and item.name.endswith(".weight"):
+            kept = [replace(spec, dtype=dtype or spec.dtype) for spec in item.outputs]
+            item = replace(item, outputs=tuple(kept), folded=True)
+        if calibrated and item.name.endswith(("k_proj.weight", "v_proj.weight")):
+            part = family.classify(item.module)
+            if part.layer is not None and part.layer < layers and not family.is_tower(item.name):
+                name = f"{item.module}.{part.projection[0]}_scale"
+                extra.append(TensorSpec(name=name, dtype="F32", shape=()))
+        yield replace(item, outputs=(*item.outputs, *extra)) if extra else item
 
 
 def _items(plan: Plan, reader: CheckpointReader, family: Family) -> Iterator[Item]:
@@ -73,7 +114,7 @@ def _items(plan: Plan, reader: CheckpointReader, family: Family) -> Iterator[Ite
         is_fused = len(info.shape) == 3 and family.is_fused(module)
         if format_name == SOURCE_DTYPE or not (len(info.shape) == 2 or is_fused):
             kept = TensorSpec(name=name, dtype=info.dtype, shape=info.shape)
-            yield Item(name=name, module=module, format=SOURCE_DTYPE, outputs=(kept,))
+            yield Item(name=name, module=module, format=SOURCE_DTYPE, outputs=(kept,), source=info)
             continue
         format = get_format(format_name)
         kept_codes = _keeps_codes(reader, name, format_name)
@@ -86,6 +127,7 @@ def _items(plan: Plan, reader: CheckpointReader, family: Family) -> Iterator[Ite
             module=module,
             format=format_name,
             outputs=tuple(specs),
+            source=info,
             kept_codes=kept_codes,
         )
 
