@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sensitivity": ("sensitivity", "Measure what each layer group loses when only it is quantized."),
     "build": ("build", "Make an engine of a verified checkpoint."),
     "engine": ("engine", "The whole picture: plan, quantize, verify, evaluate, build, triton."),
+    "sweep": ("sweep", "A grid of engines (models x formats x recipes), measured alike, in one table."),
     "generate": ("generate", "Generate text with an engine in this process."),
     "triton": ("triton", "Render or lint a Triton model repository."),
     "serve": ("serve", "Serve an engine with a real tritonserver."),

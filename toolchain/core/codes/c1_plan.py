@@ -164,4 +164,23 @@ CODES: dict[str, tuple[str, str]] = {
         "auto.json does not belong to this request",
         "It was written for another model, budget or set of candidates: delete it, or pass --force.",
     ),
+    "TC-180": (
+        "Cells of a sweep cannot be planned",
+        "Nothing was run. Each is named with its reason: exclude it in the SPEC, correct it, or pass --skip-refused.",
+    ),
+    "TC-181": (
+        "Cells of a sweep have one name",
+        "Each needs a directory of its own. Give models of equal directory names a label (models: {first: DIR, second: "
+        "DIR}), and take doubles out of include.",
+    ),
+    "TC-182": ("There is no such cell, or no sweep", "`toolchain sweep SPEC --dry-run` lists the cells."),
+    "TC-183": (
+        "The process of a cell was ended from outside, or crashed",
+        "What it had finished is kept, cells/<name>.log beside the table has what it said. The same command goes on; "
+        "where memory was short, --stream needs less (stream: true in the SPEC's base).",
+    ),
+    "TC-184": (
+        "The exclude of a sweep leaves out nothing, or everything",
+        "Each entry must match a cell of the grid: one that matches none has a misspelt value.",
+    ),
 }

@@ -1,0 +1,1 @@
+"""A grid of engines, measured alike, in one table."""
