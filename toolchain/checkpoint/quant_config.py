@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from toolchain.checkpoint.modelopt_file import conversion
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import read_json
 from toolchain.core.roles import Role
@@ -212,9 +213,7 @@ def _known(algo: str, where: str) -> Format:
 
 def render_flat(legacy: dict[str, Any]) -> dict[str, Any]:
     """``quantization_config`` for config.json, by ModelOpt's own conversion."""
-    from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
-
-    return {**convert_hf_quant_config_format(legacy), "quant_method": "modelopt"}
+    return {**conversion().convert_hf_quant_config_format(legacy), "quant_method": "modelopt"}
 
 
 def summarize_excluded(unquantized: Iterable[str], quantized: Iterable[str]) -> tuple[str, ...]:

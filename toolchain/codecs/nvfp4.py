@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from toolchain.codecs import e2m1, fp8
+from toolchain.codecs import compiled, e2m1, fp8
 from toolchain.codecs.base import Calibrated
 from toolchain.formats.base import Format
 from toolchain.formats.nvfp4 import NVFP4
@@ -20,13 +20,15 @@ class _Nvfp4Weights:
     def pack(self, weight: torch.Tensor, calibrated: Calibrated) -> dict[str, torch.Tensor]:
         scale_2 = self.weight_scale_2(calibrated.tensor_amax(weight))
         scales = calibrated.weight_scale
-        if scales is None:
-            scales = e2m1.block_scales(weight, scale_2, self.format.group_size or e2m1.BLOCK)
-        return {
-            "weight": e2m1.pack_nibbles(e2m1.encode(weight, scales, scale_2)),
-            "weight_scale": scales,
-            "weight_scale_2": scale_2,
-        }
+        block = self.format.group_size or e2m1.BLOCK
+        made = compiled.pack_nvfp4(weight, scale_2, scales, block)
+        if made is not None:
+            packed, scales = made
+        else:
+            if scales is None:
+                scales = e2m1.block_scales(weight, scale_2, block)
+            packed = e2m1.pack_nibbles(e2m1.encode(weight, scales, scale_2))
+        return {"weight": packed, "weight_scale": scales, "weight_scale_2": scale_2}
 
     def weight_scale_2(self, amax: torch.Tensor) -> torch.Tensor:
         return e2m1.global_scale(amax)

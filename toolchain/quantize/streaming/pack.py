@@ -14,7 +14,7 @@ from concurrent.futures import Future
 import torch
 
 from toolchain.checkpoint.shard_file import ShardFile
-from toolchain.codecs import Calibrated, exact, get_codec
+from toolchain.codecs import Calibrated, compiled, exact, get_codec
 from toolchain.codecs.fused import fuse_experts, split_experts
 from toolchain.core.errors import ToolchainError
 from toolchain.families import Family
@@ -147,7 +147,7 @@ class Packer:
         return known.result()
 
     def _amax_of(self, item: Item) -> torch.Tensor:
-        found = [part.to(self.device).abs().amax().float() for _, part in self._parts(item.name)]
+        found = [compiled.largest_magnitude(part.to(self.device)) for _, part in self._parts(item.name)]
         return torch.stack(found).amax()
 
     def _pack_fused(self, item: Item, file: ShardFile) -> None:

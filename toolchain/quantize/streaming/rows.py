@@ -16,7 +16,7 @@ import torch
 from toolchain.checkpoint.raw import Place, places
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.checkpoint.source import QuantizedSource
-from toolchain.codecs import get_codec
+from toolchain.codecs import compiled, get_codec
 from toolchain.core.errors import ToolchainError
 from toolchain.models.prequantized import FP8, MXFP4, keeps_values
 from toolchain.models.types import TensorInfo
@@ -82,11 +82,9 @@ class Rows:
         if self.reader.scheme.method != FP8:
             scales = self.stored(scale.name, start, stop)
             return _mxfp4(codes, scales)
-        rows, columns = self.reader.scheme.block
+        rows = self.reader.scheme.block[0]
         scales = self.stored(scale.name, start // rows, -(-stop // rows)).float()
-        spread = scales.repeat_interleave(rows, 0)[: len(codes)]
-        spread = spread.repeat_interleave(columns, 1)[:, : codes.shape[1]]
-        return (codes.float() * spread).to(torch.bfloat16)
+        return compiled.dequantize_fp8(codes, scales, self.reader.scheme.block)
 
     def stored(self, name: str, start: int, stop: int) -> torch.Tensor:
         """The same of a tensor as it stands in the files."""
