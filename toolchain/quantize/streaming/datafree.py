@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from toolchain.checkpoint.quant_config import TIED_HEAD
 from toolchain.checkpoint.source import QuantizedSource, open_source
 from toolchain.checkpoint.writer import write_index
 from toolchain.core.environment import package_versions, peak_memory_bytes
@@ -169,7 +170,10 @@ def complete(
     """All that stands beside the shards, whose ``hashes`` are known; returns the manifest as it is written, last."""
     weight_map = {spec.name: shard.file for shard in source.outline.shards for spec in shard.outputs}
     write_index(content, weight_map, source.outline.bytes)
-    write_configs(content, source.plan, source.rows.reader, source.family, tied=_is_tied(source.directory))
+    reader = source.rows.reader
+    # Asked only where it matters: transformers takes three seconds to say.
+    tied = f"{TIED_HEAD}.weight" not in reader.infos and _is_tied(source.directory)
+    write_configs(content, source.plan, reader, source.family, tied=tied)
     copy_side_files(source.directory, content)
     atomic_write_json(content / "plan.json", source.plan.to_json())
     others = hash_tree(content, skip=hashes)
