@@ -42,9 +42,8 @@ FIGURES = ("kl_mean", "ppl", "min", "cv")
 def from_pool(seed: int) -> Callable[..., Any]:
     """Stands in for ``toolchain.quantize.sampling.select``: as many samples, evenly at random from the pool."""
 
-    def select(pool: Any, settings: Any, **_: Any) -> Any:
-        rows = random.Random(seed).sample(range(len(pool.tokens)), settings.samples)
-        return pool.take(sorted(rows))
+    def select(pool: Any, settings: Any, **_: Any) -> list[int]:
+        return sorted(random.Random(seed).sample(range(len(pool.tokens)), settings.samples))
 
     return select
 

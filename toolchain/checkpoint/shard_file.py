@@ -53,19 +53,18 @@ class ShardFile:
         ordered = sorted(specs, key=lambda spec: (DTYPE_ORDER.index(spec.dtype), spec.name))
         self.specs = {spec.name: spec for spec in ordered}
         header, self._starts, self.size = _header(ordered)
-        if reopen:
-            if path.stat().st_size != self.size:
-                raise ValueError(f"{path} has {path.stat().st_size} bytes, these tensors take {self.size}")
-            self._descriptor = os.open(path, os.O_RDWR)
-            return
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        if reopen and path.stat().st_size != self.size:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, these tensors take {self.size}")
+        begin = 0 if reopen else os.O_CREAT | os.O_TRUNC
+        self._descriptor = os.open(path, os.O_RDWR | begin, 0o644)
         try:
             if self.size:
                 os.posix_fallocate(self._descriptor, 0, self.size)
             _write(self._descriptor, header, 0)
         except OSError as error:
             os.close(self._descriptor)
-            path.unlink(missing_ok=True)
+            if not reopen:
+                path.unlink(missing_ok=True)
             raise disk_error(path, error) from error
 
     def put(self, name: str, tensor: torch.Tensor, *, at: int = 0) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.checkpoint.source import open_source
 from toolchain.checkpoint.writer import write_shards
 from toolchain.codecs import get_codec
@@ -30,9 +31,18 @@ from toolchain.quantize.export_configs import copy_side_files, is_matrix, write_
 class Exporter:
     """Packs one quantized model in memory over the files of its source."""
 
-    def __init__(self, model: nn.Module, plan: Plan, family: Family, source: Path, applied: Applied) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        family: Family,
+        source: Path,
+        applied: Applied,
+        *,
+        reader: CheckpointReader | None = None,
+    ) -> None:
         self.model, self.plan, self.family, self.source = model, plan, family, source
-        self.reader = open_source(source)
+        self.reader = reader or open_source(source)
         self.kv = scales.kv_scales(model)
         self.applied = applied
 

@@ -140,13 +140,14 @@ def _calibrate(
     family = _family(model, source)
     loaded = time.monotonic()
     if data:
-        data = select(
+        rows = select(
             data,
             plan.calibration,
             has_experts=bool(Coverage(model).experts),
             routed=route_pool(model, plan.calibration, target, progress),
             progress=progress,
         )
+        data = data.take(rows)
     forward = CalibrationPass(model, data, settings=plan.calibration, device=target, progress=progress)
     applied = _run_modelopt(model, plan, family, forward, progress)
     exporter = Exporter(model, plan, family, source, applied)

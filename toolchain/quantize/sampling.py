@@ -29,8 +29,8 @@ has the tokens that were asked for."""
 
 def select(
     pool: CalibrationSet, settings: Calibration, *, has_experts: bool, routed: Route, progress: Progress
-) -> CalibrationSet:
-    """The samples to calibrate on, in the order of the pool; deterministic.
+) -> list[int]:
+    """Rows of the pool to calibrate on, in order; deterministic.
 
     ``routed`` is called only when the answer depends on the model's routing. ToolchainError TC-221 when
     ``settings.strict`` does not accept the experts that stay starved.
@@ -38,12 +38,12 @@ def select(
     depends = settings.sampling == "balanced" or settings.min_tokens_per_expert > 0 or settings.strict
     first = list(range(min(settings.samples, len(pool.tokens))))
     if not depends:
-        return pool.take(first)
+        return first
     if not has_experts:
         progress.note(
             "the model has no routed experts: expert coverage decides nothing, samples are taken in order"
         )
-        return pool.take(first)
+        return first
     minimum, balanced = settings.min_tokens_per_expert, settings.sampling == "balanced"
     coverage = routed(pool, balanced)
     counts = coverage.matrix()
@@ -57,7 +57,7 @@ def select(
         f"{least} tokens{_shortfall(pool, settings, least)}"
     )
     starved.refuse(coverage.of(chosen), settings)
-    return pool.take(chosen)
+    return chosen
 
 
 def _shortfall(pool: CalibrationSet, settings: Calibration, least: int) -> str:

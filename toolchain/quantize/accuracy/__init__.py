@@ -179,4 +179,4 @@ def _batches(model: nn.Module, groups: list[Group], matrices: int) -> list[list[
     return batches
 
 
-__all__ = ["Applied", "apply_recipe", "counts_on_walk", "decides", "walks"]
+__all__ = ["Applied", "MakeWalk", "apply_recipe", "counts_on_walk", "decides", "walks"]

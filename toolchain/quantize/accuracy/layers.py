@@ -103,20 +103,19 @@ class LayerWalk:
                 after_batch()
 
     def _call(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        return call_layer(layer, hidden, self._arguments[self._at, hidden.shape[:2]])
+        return call_layer(layer, hidden, arguments=self._arguments, index=self._at)
 
 
 @torch.no_grad()
-def call_layer(
-    layer: nn.Module, hidden: torch.Tensor, arguments: tuple[tuple[Any, ...], dict[str, Any]]
-) -> torch.Tensor:
-    """[B, T, H] -> [B, T, H], as the model calls it."""
-    output = layer(hidden, *arguments[0], **arguments[1])
+def call_layer(layer: nn.Module, hidden: torch.Tensor, *, arguments: Arguments, index: int) -> torch.Tensor:
+    """[B, T, H] -> [B, T, H], as the model calls its layer ``index``."""
+    args, kwargs = arguments[index, hidden.shape[:2]]
+    output = layer(hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
 
 
 class _Enough(Exception):
-    """Ends a forward at the first layer: its inputs are all that is wanted."""
+    """Ends a forward when all that is wanted was seen."""
 
 
 @torch.no_grad()
@@ -135,8 +134,8 @@ def enter(model: Any, batch: torch.Tensor, arguments: Arguments) -> torch.Tensor
             arguments[index, batch.shape] = (args[1:], rest)
             if index == 0:
                 found.append(args[0] if args else kwargs["hidden_states"])
-                if known:
-                    raise _Enough
+            if known or index + 1 == len(layers):
+                raise _Enough
 
         return hook
 
