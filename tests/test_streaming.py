@@ -16,44 +16,29 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import streamed
 from tests.planning import plan_for
+from tests.streamed import SHARD_BYTES, files, hidden
 from tests.tiny import make_fp8_source, make_mxfp4_source
-from toolchain.checkpoint import writer
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.shard_file import ShardFile, TensorSpec
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.plan.policy import PolicyOptions
 from toolchain.plan.types import Plan
 from toolchain.quantize.job import quantize
-from toolchain.quantize.streaming import outline
 from toolchain.quantize.streaming.datafree import quantize_stream
 from toolchain.quantize.streaming.rows import TORCH_DTYPES
 
 Tiny = Callable[[str], Path]
-SHARD_BYTES = 60_000
-"""Small: q, k and v, gate and up lie in different shards."""
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer.write_shards, "__kwdefaults__", {"shard_bytes": SHARD_BYTES})
-    defaults = {**outline.make_outline.__kwdefaults__, "shard_bytes": SHARD_BYTES}
-    monkeypatch.setattr(outline.make_outline, "__kwdefaults__", defaults)
+    streamed.small_shards(monkeypatch)
 
 
 def stream(plan: Plan, output: Path, **options: Any) -> dict[str, Any]:
     return quantize_stream(plan, output, device="cpu", **options)
-
-
-def files(directory: Path) -> dict[str, bytes]:
-    """All but the manifest, which tells times and memory."""
-    return {
-        path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.name != "quantize.json"
-    }
-
-
-def hidden(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.name.startswith("."))
 
 
 def test_a_file_filled_out_of_order_is_what_the_library_writes(tmp_path: Path) -> None:
@@ -122,7 +107,7 @@ def test_a_plan_that_needs_data_is_refused(
     format: str, options: dict[str, Any], tiny: Tiny, tmp_path: Path
 ) -> None:
     plan = plan_for(tiny("qwen3_moe"), format, **options)
-    with pytest.raises(UsageError, match="needs calibration data") as refused:
+    with pytest.raises(UsageError, match="cannot be streamed without data") as refused:
         stream(plan, tmp_path / "out")
     assert refused.value.code == "TC-232" and not list(tmp_path.iterdir())
 
@@ -299,7 +284,6 @@ from pathlib import Path
 from toolchain.plan.policy import PolicyOptions
 from toolchain.plan.types import Plan
 from toolchain.core.files import read_json
-from toolchain.quantize.streaming import outline
 from toolchain.quantize.streaming.datafree import quantize_stream
 import modelopt.torch.export.convert_hf_config, torch, transformers
 transformers.AutoConfig.from_pretrained(read_json(Path({plan!r}))["model"])
@@ -399,14 +383,16 @@ def test_the_command_streams_when_asked_and_when_memory_is_short(
     assert made == {"asked": "data-free", "memory": None, "default": None}
     monkeypatch.setattr("toolchain.quantize.streaming.choice.free_memory_bytes", lambda: 1000)
     ran = toolchain(*base, "--output", tmp_path / "short")
-    assert ran.json["streamed"] == "data-free" and "streaming, which writes the same bytes" in ran.err
+    assert (
+        ran.json["streamed"] == "data-free"
+        and "streaming shard by shard, which writes the same bytes" in ran.err
+    )
     assert files(tmp_path / "asked") == files(tmp_path / "memory") == files(tmp_path / "short")
     texts = ("--calib-data", Path(__file__).parent, "--calib-samples", 2, "--calib-length", 32)
     needs = ("quantize", tiny("qwen3_moe"), "--format", "nvfp4", *texts, "--output", tmp_path / "n", "--json")
     ran = toolchain(*needs)
-    assert ran.status == 0 and "cannot be streamed: nvfp4 stores an input scale" in ran.err
-    ran = toolchain(*needs, "--stream", "--force")
-    assert ran.status == 2 and ran.json["error"]["code"] == "TC-232"
+    assert ran.status == 0 and ran.json["streamed"] == "layers"
+    assert "streaming layer by layer, which writes the same bytes" in ran.err
 
 
 def test_an_engine_whose_checkpoint_is_streamed(

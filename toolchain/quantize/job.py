@@ -9,7 +9,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ from toolchain.quantize.manifest import make_manifest
 from toolchain.quantize.precast import Precast
 from toolchain.quantize.precision import float32_matmuls
 from toolchain.quantize.sampling import route_pool, select
-from toolchain.quantize.streaming.choice import streams
+from toolchain.quantize.streaming.calibrated import quantize_layers
+from toolchain.quantize.streaming.choice import choose_way
 from toolchain.quantize.streaming.datafree import quantize_stream
 
 _BUSY = threading.Lock()
@@ -75,16 +76,29 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize ``plan.model`` into ``output`` and return the manifest (also written there as quantize.json).
 
-    ``stream``: shard by shard instead of the whole model in memory, for plans without data; None: where memory is
-    short. Both write the same bytes. ``on_replace`` is called when all is written, just before ``output`` appears or
-    its old content is replaced.
+    ``stream``: shard by shard, or layer by layer where the plan needs data, instead of the whole model in memory; None:
+    where memory is short. All ways write the same bytes. ``on_replace`` is called when all is written, just before
+    ``output`` appears or its old content is replaced.
     """
     progress = progress or Silent()
     require_allowed(plan)
-    if streams(plan, stream, progress):
+    way = choose_way(plan, stream, progress)
+    if way == "data-free":
         return quantize_stream(
             plan, output, device=device, force=force, on_replace=on_replace, progress=progress
         )
+    if way == "layers":
+        with _alone(plan):
+            return quantize_layers(
+                plan,
+                output,
+                device=device,
+                dtype=dtype,
+                force=force,
+                trust_remote_code=trust_remote_code,
+                on_replace=on_replace,
+                progress=progress,
+            )
     refuse_to_replace_source(output, resolve_model(plan.model))
     require_free_bytes(output, plan.estimates.checkpoint_bytes, what="the quantized checkpoint")
     with atomic_directory(output, force=force, on_replace=on_replace) as directory:
@@ -118,11 +132,18 @@ def calibrate(
     """Load, calibrate and merge scales; nothing is written. The model returned computes what the export will."""
     progress = progress or Silent()
     require_allowed(plan)
+    with _alone(plan):
+        return _calibrate(plan, device, dtype, trust_remote_code, progress)
+
+
+@contextlib.contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    """One job at a time, in the precision that ``plan`` asks for."""
     if not _BUSY.acquire(blocking=False):
         raise ToolchainError("another quantization job runs in this process", hint="use one process per job")
     try:
         with float32_matmuls(allow_tf32=plan.calibration.allow_tf32):
-            return _calibrate(plan, device, dtype, trust_remote_code, progress)
+            yield
     finally:
         _BUSY.release()
 

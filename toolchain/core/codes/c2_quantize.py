@@ -69,7 +69,7 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-232": (
         "The plan needs calibration data",
         "Streaming without data is for weight-only formats, formats that scale activations at run time, and NVFP4 "
-        "under --recipe pinned.",
+        "under --recipe pinned. Other plans are streamed layer by layer.",
     ),
     "TC-233": (
         "What a streamed run left behind was changed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from toolchain.core.errors import UsageError
 from toolchain.core.files import GIB
@@ -16,25 +17,29 @@ MEMORY_SHARE = 0.8
 """Of the memory that is free: a plan that takes more is streamed where that is possible."""
 
 
-def streams(plan: Plan, wish: bool | None, progress: Progress) -> bool:
-    """True when ``plan`` is to be streamed. ``wish``: what the user said; None: by the plan's estimate of memory.
+Way = Literal["memory", "data-free", "layers"]
 
-    UsageError TC-232 when streaming is asked for and the plan needs data.
-    """
+
+def choose_way(plan: Plan, wish: bool | None, progress: Progress) -> Way:
+    """How ``plan`` is quantized: the whole model in ``memory``, or streamed tensor by tensor (``data-free``) or decoder
+    layer by decoder layer (``layers``). ``wish``: what the user said; None: by the plan's estimate of memory."""
+    way = streamed_way(plan)
     if wish is not None:
-        if wish:
-            require_data_free(plan)
-        return wish
+        return way if wish else "memory"
     needed, free = plan.estimates.quantize_memory_bytes, free_memory_bytes()
     if free is None or needed <= MEMORY_SHARE * free:
-        return False
-    said = f"quantizing in memory takes about {needed / GIB:.1f} GiB of {free / GIB:.1f} GiB that are free"
-    reasons = data_reasons(plan)
-    if reasons:
-        progress.note(f"{said}, and it cannot be streamed: {'; '.join(reasons)}")
-        return False
-    progress.note(f"{said}: streaming, which writes the same bytes")
-    return True
+        return "memory"
+    kind = "shard by shard" if way == "data-free" else "layer by layer"
+    progress.note(
+        f"quantizing in memory takes about {needed / GIB:.1f} GiB of {free / GIB:.1f} GiB that are free: streaming "
+        f"{kind}, which writes the same bytes"
+    )
+    return way
+
+
+def streamed_way(plan: Plan) -> Literal["data-free", "layers"]:
+    """How ``plan`` is streamed: without data all that is known of a tensor is in the tensor."""
+    return "layers" if data_reasons(plan) else "data-free"
 
 
 def require_data_free(plan: Plan) -> None:
@@ -42,9 +47,9 @@ def require_data_free(plan: Plan) -> None:
     reasons = data_reasons(plan)
     if reasons:
         raise UsageError(
-            f"this plan needs calibration data and cannot be streamed: {'; '.join(reasons)}",
+            f"this plan cannot be streamed without data: {'; '.join(reasons)}",
             hint="weight-only formats, --recipe pinned (NVFP4) and --kv-cache none or fp8_cast need none; FP8 shared "
-            "experts do: --shared-experts bf16",
+            "experts do: --shared-experts bf16. With data it is streamed layer by layer",
             code="TC-232",
         )
 
