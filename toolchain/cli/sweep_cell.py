@@ -8,5 +8,5 @@ from toolchain.cli.main import main
 from toolchain.pipeline.sweep.executors import end_with
 
 if __name__ == "__main__":
-    end_with(sys.stdin.buffer)
+    end_with(sys.stdin.fileno())
     main()

@@ -74,7 +74,7 @@ def cells_of(sweep: Sweep) -> list[Cell]:
     if same:
         raise UsageError(
             f"cells that have one name: {'; '.join(same)}",
-            hint="name models of equal directory names (models: {first: DIR, second: DIR}), take doubles out of include",
+            hint="name models of equal directory names (models: {first: DIR, second: DIR}), or take doubles out",
             code="TC-181",
         )
     return found

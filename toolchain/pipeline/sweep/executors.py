@@ -7,10 +7,10 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from toolchain.core.progress import Progress
 
@@ -39,14 +39,14 @@ class Ended:
 
 
 class CellExecutor(Protocol):
-    def run(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Ended]:
+    def run(self, jobs: Sequence[Job], progress: Progress) -> Generator[Ended, None, None]:
         """Each as it ends, in any order. Closing the iterator ends those that run."""
 
 
 class LocalCells:
     """One after the other: a cell takes all of the machine's memory and GPUs, and gives them back."""
 
-    def run(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Ended]:
+    def run(self, jobs: Sequence[Job], progress: Progress) -> Generator[Ended, None, None]:
         for number, job in enumerate(jobs, start=1):
             progress.note(f"cell {number} of {len(jobs)}: {job.name}")
             yield run_job(job, progress)
@@ -88,11 +88,11 @@ def run_job(job: Job, progress: Progress) -> Ended:
     )
 
 
-def end_with(stream: IO[bytes]) -> None:
-    """Called in the process of a job: end it at once when ``stream``, its stdin, is closed by whoever started it."""
+def end_with(handle: int) -> None:
+    """Called in the process of a job: end it at once when ``handle``, its stdin, is closed by whoever started it."""
 
     def watch() -> None:
-        while stream.read(1):
+        while os.read(handle, 1):  # unbuffered: a buffer's lock would be held when the interpreter ends
             pass
         os._exit(143)  # as after SIGTERM: files are complete or absent, whatever is cut off here
 

@@ -45,7 +45,8 @@ def plan_cells(cells: Sequence[Cell], *, measured: bool, progress: Progress) -> 
     """One per cell, in their order. Headers of a model are read once, and no weight. ``measured``: there must be text
     to judge on."""
     models: dict[tuple[str, bool], ModelInfo] = {}
-    found, first = [], {}
+    found: list[PlannedCell] = []
+    first: dict[str, str] = {}
     for cell in progress.track(cells, description="plan", total=len(cells)):
         planned = _planned(cell, models, measured)
         if planned.plan is not None and cell.request is not None and not cell.request.is_auto:

@@ -17,7 +17,7 @@ from toolchain.pipeline.sweep.cells import Cell
 from toolchain.pipeline.sweep.document import document
 from toolchain.pipeline.sweep.executors import CellExecutor, Ended, Job
 from toolchain.pipeline.sweep.place import Place
-from toolchain.pipeline.sweep.planning import PlannedCell, plan_cells, refuse
+from toolchain.pipeline.sweep.planning import PlannedCell, code_of, plan_cells, reason, refuse
 from toolchain.pipeline.sweep.table import as_csv, markdown
 from toolchain.pipeline.sweep.work import LOCKED, failed, is_finished, refused, run_cell
 
@@ -108,7 +108,7 @@ def _settle_without_work(run: Run, planned: Sequence[PlannedCell]) -> list[Plann
         name = item.cell.name
         if item.error is not None:
             run.place.write(name, refused(item))
-            run.progress.note(f"{name}: refused, {item.error.code}: {item.error.message}")
+            run.progress.note(f"{name}: refused, {code_of(item.error)}: {reason(item.error)}")
         elif run.is_done(item):
             run.progress.note(f"{name}: finished before, skipped")
         elif item.twin is not None:

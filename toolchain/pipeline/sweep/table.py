@@ -17,9 +17,9 @@ HEADERS = (
 )  # fmt: skip
 NUMERIC = range(4, 15)
 LEGEND = (
-    "front: no other cell of the model is as small and as good, and better in one (size against mean KL). ~: a cell that "
-    "is no larger has a KL whose 95 % interval overlaps, so which of them is better is not known. In brackets: 95 % "
-    "intervals."
+    "front: no other cell of the model is as small and as good, and better in one (size against mean KL).\n"
+    "~: a cell that is no larger has a KL whose 95 % interval overlaps: which one is better is not known.\n"
+    "In brackets: 95 % intervals. Seconds are of all stages, memory is the largest of one."
 )
 CSV_INTERVALS = ("ppl", "kl_mean", "top1_agreement", "router_agreement")
 LEFT_OUT = (
