@@ -86,4 +86,24 @@ CODES: dict[str, tuple[str, str]] = {
         "Names, shapes and dtypes of a streamed checkpoint are fixed before it is made. This is a bug: report it with "
         "the plan, and use --no-stream.",
     ),
+    "TC-236": (
+        "Packing cannot be spread over a Ray cluster as asked",
+        "--executor ray needs the extra `ray` (pip install 'toolchain[ray]') on every node, an address host:port, and "
+        "no more CPUs per task than a node has. It streams: not with --no-stream.",
+    ),
+    "TC-237": (
+        "There is no Ray cluster",
+        "--executor ray joins a cluster that is there: at --ray-address, at RAY_ADDRESS, or on this machine. `ray "
+        "start --head` starts one.",
+    ),
+    "TC-238": (
+        "A node of the Ray cluster cannot take part",
+        "It has other versions or other code, or does not see the model or the output under the same path: its bytes "
+        "would be others, or elsewhere. What is finished is kept.",
+    ),
+    "TC-239": (
+        "A shard was given up",
+        "Its worker died again and again (memory, most often), or failed with an error of its own; the message names "
+        "it. What is finished is kept: run the same command again.",
+    ),
 }

@@ -27,7 +27,6 @@ from toolchain.core.files import (
 from toolchain.core.progress import Progress, Silent
 from toolchain.families import Family, get_family
 from toolchain.formats import get_format
-from toolchain.modeling.loading import pick_device
 from toolchain.models.config import config_dtype, read_config, text_config
 from toolchain.models.reader import resolve_model
 from toolchain.plan.rules import require_allowed
@@ -35,11 +34,12 @@ from toolchain.plan.types import Plan
 from toolchain.quantize.export_configs import copy_side_files, write_configs
 from toolchain.quantize.manifest import make_manifest
 from toolchain.quantize.streaming.choice import require_data_free
+from toolchain.quantize.streaming.executor import ExecutorOptions, Written, open_executor
 from toolchain.quantize.streaming.journal import open_journal, publish
 from toolchain.quantize.streaming.outline import Outline, make_outline
 from toolchain.quantize.streaming.pack import Packer
 from toolchain.quantize.streaming.rows import TORCH_DTYPES, Rows
-from toolchain.quantize.streaming.shards import total_bytes, write_shards
+from toolchain.quantize.streaming.shards import total_bytes
 from toolchain.recipes import get_recipe
 
 
@@ -60,15 +60,16 @@ def quantize_stream(
     *,
     device: str = "auto",
     threads: int | None = None,
+    executor: ExecutorOptions | None = None,
     force: bool = False,
     on_replace: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize ``plan.model`` into ``output`` without data, and return the manifest (also quantize.json there).
 
-    A run that ends early leaves its finished shards beside ``output``; the same call goes on with them. ``on_replace``
-    is called when all is written, just before ``output`` appears or its old content is replaced. UsageError TC-232 for
-    a plan that needs data.
+    A run that ends early leaves its finished shards beside ``output``; the same call goes on with them, with whatever
+    ``executor``. ``on_replace`` is called when all is written, just before ``output`` appears or its old content is
+    replaced. UsageError TC-232 for a plan that needs data.
     """
     progress = progress or Silent()
     require_allowed(plan)
@@ -76,15 +77,17 @@ def quantize_stream(
     started = time.monotonic()
     source = open_stream(plan, dtype=named_dtype(resolve_model(plan.model)))
     refuse_to_replace_source(output, source.directory)
-    with open_journal(output, settings(source), force=force, progress=progress) as journal:
+    with (
+        open_executor(executor or ExecutorOptions(), device=device, threads=threads) as packing,
+        open_journal(output, settings(source), force=force, progress=progress) as journal,
+    ):
         hashes = journal.finished([shard.file for shard in source.outline.shards], progress)
         todo = [shard for shard in source.outline.shards if shard.file not in hashes]
         if hashes:
             progress.note(f"going on: {len(hashes)} of {len(source.outline.shards)} shards are finished")
         require_free_bytes(output, total_bytes(todo), what="the quantized checkpoint")
-        packer = make_packer(source, pick_device(device))
-        hashes |= write_shards(packer, todo, journal, threads=threads, progress=progress)
-        manifest = _complete(source, packer, journal.content, hashes, started)
+        written = packing.write_shards(source, todo, journal, progress=progress)
+        manifest = _complete(source, packing.device, written, journal.content, hashes, started)
         if on_replace is not None:
             on_replace()
         publish(journal, output)
@@ -149,19 +152,19 @@ def settings(source: Source) -> dict[str, Any]:
 
 
 def _complete(
-    source: Source, packer: Packer, content: Path, hashes: dict[str, str], started: float
+    source: Source, device: str, written: Written, content: Path, before: dict[str, str], started: float
 ) -> dict[str, Any]:
-    """Index, configs, side files, plan and manifest."""
+    """Index, configs, side files, plan and manifest. ``before``: hashes of the shards that were there already."""
     manifest = make_manifest(
         source.plan,
-        device=packer.device,
+        device=torch.device(device),
         data=None,
         coverage=None,
-        details=_source_numbers(source, packer),
+        details={**_source_numbers(source, written.cast), **written.details},
         seconds={"quantize": round(time.monotonic() - started, 2)},
         streamed="data-free",
     )
-    return complete(source, content, hashes, manifest)
+    return complete(source, content, before | written.hashes, manifest)
 
 
 def complete(
@@ -187,11 +190,11 @@ def complete(
     return manifest
 
 
-def _source_numbers(source: Source, packer: Packer) -> dict[str, Any]:
+def _source_numbers(source: Source, cast: dict[str, dict[str, int]]) -> dict[str, Any]:
     if not isinstance(source.rows.reader, QuantizedSource):
         return {}
     copied = sum(item.kept_codes for shard in source.outline.shards for item in shard.items)
-    return {"source_numbers": {"copied": copied, "cast": packer.cast}} if copied or packer.cast else {}
+    return {"source_numbers": {"copied": copied, "cast": cast}} if copied or cast else {}
 
 
 def _is_tied(directory: Path) -> bool:

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 import torch
 
 from toolchain.checkpoint.shard_file import ShardFile
-from toolchain.codecs import Calibrated, compiled, exact, get_codec
+from toolchain.codecs import Calibrated, compiled, e2m1, exact, get_codec
 from toolchain.codecs.fused import fuse_experts, split_experts
 from toolchain.core.errors import ToolchainError
 from toolchain.families import Family
@@ -57,17 +57,21 @@ class Packer:
         """Tensor -> blocks that were cast from MXFP4, and of them those whose codes had to be rounded again."""
 
     @torch.no_grad()
-    def write(self, item: Item, file: ShardFile) -> None:
-        """Write what of ``item`` is in ``file``."""
+    def write(self, item: Item, file: ShardFile, *, input_amax: float | None = None) -> None:
+        """Write what of ``item`` is in ``file``.
+
+        ``input_amax``: largest magnitude of its inputs, a float32 number, that calibration found; None: as the recipe
+        pins it, if the format has an input scale at all.
+        """
         try:
             if item.kept_codes:
                 self._copy_codes(item, file)
             elif item.format == SOURCE_DTYPE:
                 self._copy(item, file)
             elif self.family.is_fused(item.module):
-                self._pack_fused(item, file)
+                self._pack_fused(item, file, self._inputs(item, input_amax))
             else:
-                self._pack(item, file)
+                self._pack(item, file, self._inputs(item, input_amax))
         except ToolchainError as error:
             raise ToolchainError(f"{item.name}: {error.message}", hint=error.hint, code=error.code) from error
 
@@ -89,24 +93,28 @@ class Packer:
             part = self.rows.bytes(stored, offset, min(COPY_BYTES, size - offset))
             file.put_bytes(name, part, offset=offset)
 
-    def _pack(self, item: Item, file: ShardFile) -> None:
+    def _inputs(self, item: Item, found: float | None) -> torch.Tensor | None:
+        if found is None and self.recipe.for_format(item.format).on("inputs") == "pinned":
+            found = PINNED_AMAX
+        return None if found is None else torch.tensor(found, dtype=torch.float32)
+
+    def _pack(self, item: Item, file: ShardFile, inputs: torch.Tensor | None) -> None:
         format = get_format(item.format)
         amax = self._shared_amax(item) if _has_tensor_scale(format) else None
         written: dict[str, int] = {}
         for _, part in self._parts(item.name):
-            for suffix, tensor in self._numbers(part.to(self.device), format, amax).items():
+            for suffix, tensor in self._numbers(part.to(self.device), format, amax, inputs).items():
                 name = f"{item.module}.{suffix}"
                 if name in file.specs and (tensor.dim() or name not in written):
                     file.put(name, tensor, at=written.get(name, 0))
                 written[name] = written.get(name, 0) + (len(tensor) if tensor.dim() else 0)
 
     def _numbers(
-        self, weight: torch.Tensor, format: Format, amax: torch.Tensor | None
+        self, weight: torch.Tensor, format: Format, amax: torch.Tensor | None, inputs: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Tensors of some rows [n, K], as ``quantize/accuracy/weights.py`` chooses them without data."""
         recipe = self.recipe.for_format(format.name)
-        pinned = torch.tensor(PINNED_AMAX) if recipe.on("inputs") == "pinned" else None
-        found = Calibrated(weight_amax=amax, input_amax=pinned)
+        found = Calibrated(weight_amax=amax, input_amax=inputs)
         method = recipe.on("scales")
         if method is None:
             return get_codec(format.name).pack(weight, found)
@@ -114,7 +122,7 @@ class Packer:
         own = amax if amax is not None else weight.abs().amax()
         grid = grid_of(format.name, own, weight.shape[1])
         chosen = grid.stored(choose_scales(weight, grid, method))
-        found = Calibrated(weight_amax=amax, input_amax=pinned, weight_scale=chosen)
+        found = Calibrated(weight_amax=amax, input_amax=inputs, weight_scale=chosen)
         return get_codec(format.name).pack(weight, found)
 
     def _parts(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
@@ -150,7 +158,7 @@ class Packer:
         found = [compiled.largest_magnitude(part.to(self.device)) for _, part in self._parts(item.name)]
         return torch.stack(found).amax()
 
-    def _pack_fused(self, item: Item, file: ShardFile) -> None:
+    def _pack_fused(self, item: Item, file: ShardFile, inputs: torch.Tensor | None) -> None:
         """Expert by expert: each is a slab of every tensor."""
         format = get_format(item.format)
         experts = self.rows.reader.infos[item.name].shape[0]
@@ -159,9 +167,11 @@ class Packer:
         counts = {"blocks": 0, "requantized_blocks": 0}
         for expert in range(experts):
             if largest is None:
-                matrices = [self._numbers(part, format, amax) for part in self._matrices(item, expert)]
+                matrices = [
+                    self._numbers(part, format, amax, inputs) for part in self._matrices(item, expert)
+                ]
             else:
-                matrices = self._cast(item, expert, largest, counts)
+                matrices = self._cast(item, expert, largest, counts, inputs)
             fused = fuse_experts(self.family, item.module, format.name, matrices)
             for name, tensor in fused.items():
                 if name in file.specs and (tensor.dim() or expert == 0):
@@ -197,15 +207,14 @@ class Packer:
         return [tensors for _, tensors in split_experts(self.family, item.module, stored)]
 
     def _cast(
-        self, item: Item, expert: int, largest: int, counts: dict[str, int]
+        self, item: Item, expert: int, largest: int, counts: dict[str, int], inputs: torch.Tensor | None
     ) -> list[dict[str, torch.Tensor]]:
         matrices = []
-        pinned = self.recipe.for_format(item.format).on("inputs") == "pinned"
+        extra = {} if inputs is None else {"input_scale": e2m1.global_scale(inputs)}
         for codes in self._codes(item, expert):
             cast = exact.nvfp4_of_mxfp4(codes["weight"], codes["weight_scale"], largest)
             counts["blocks"] += cast.blocks
             counts["requantized_blocks"] += cast.requantized
-            extra = {"input_scale": torch.tensor(1.0)} if pinned else {}
             matrices.append({**cast.tensors, **extra})
         return matrices
 

@@ -13,6 +13,7 @@ import torch
 from toolchain.checkpoint.shard_file import ShardFile
 from toolchain.core.files import sha256_file
 from toolchain.core.progress import Progress
+from toolchain.quantize.streaming.executor import PackJob
 from toolchain.quantize.streaming.journal import Journal
 from toolchain.quantize.streaming.outline import Item, Shard
 from toolchain.quantize.streaming.pack import Packer
@@ -44,6 +45,22 @@ def write_shard(packer: Packer, shard: Shard, path: Path, pool: ThreadPoolExecut
         path.unlink(missing_ok=True)
         raise
     file.close()
+
+
+def pack_into(packer: Packer, job: PackJob) -> int:
+    """Do ``job``; returns its bytes, which are on the disk. ValueError when the file has another size."""
+    shard = next(shard for shard in packer.outline.shards if shard.file == job.file)
+    wanted, total = set(job.names), 0
+    file = ShardFile(job.path, shard.outputs, reopen=True)
+    try:
+        for item in shard.items:
+            if item.name in wanted:
+                packer.write(item, file, input_amax=job.input_amax.get(item.module))
+                total += sum(spec.bytes for spec in item.outputs if spec.name in file.specs)
+        file.flush()
+    finally:
+        file.abandon()
+    return total
 
 
 def _settle(waiting: set[Future[None]]) -> set[Future[None]]:
@@ -78,7 +95,7 @@ def write_shards(
         hashes[shard.file] = digest
 
     with (
-        _one_thread_each(),
+        one_thread_each(),
         ThreadPoolExecutor(count, thread_name_prefix="pack") as pool,
         ThreadPoolExecutor(1, thread_name_prefix="hash") as sealer,
         progress.meter(description="quantize", total_bytes=total_bytes(todo)) as done,
@@ -95,7 +112,7 @@ def write_shards(
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Threads are over tensors here: within an operation, more of them would only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

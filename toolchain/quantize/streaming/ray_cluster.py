@@ -1,0 +1,78 @@
+"""The Ray cluster that there is: none is started here, and no dashboard, telemetry or port is opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from toolchain.core.errors import ToolchainError, UsageError
+
+CONNECT_TIMEOUT_S = 10.0
+START_ONE = "start one: `ray start --head` on this machine, `ray start --address HOST:6379` on each other one"
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """The ``ray`` module, connected to ``address`` (host:port), to RAY_ADDRESS, or to a cluster on this machine.
+
+    A connection that the process has already is used, and kept. UsageError TC-236 without Ray, or for an address of
+    another kind; ToolchainError TC-237 when no cluster answers.
+    """
+    ray = _import()
+    if ray.is_initialized():
+        yield ray
+        return
+    given = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if given != "auto":
+        _require_reachable(ray, given)
+    try:
+        ray.init(address=given, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _nobody(given, str(error).splitlines()[0]) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def alive_nodes(ray: Any) -> list[dict[str, float]]:
+    """Resources (CPU, GPU, ...) of every node of the cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _import() -> Any:
+    # Nothing about a user's run leaves the cluster; and where a stale address file says that a cluster is here, Ray
+    # would look for it for more than ten minutes.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError(
+            "--executor ray needs the package ray, which is not installed",
+            hint="pip install 'toolchain[ray]', on every node",
+            code="TC-236",
+        ) from error
+    return ray
+
+
+def _require_reachable(ray: Any, address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise UsageError(f"Ray address {address!r}, expected host:port of the cluster's head", code="TC-236")
+    if host in ("localhost", "127.0.0.1"):  # Ray takes them for this machine's address in its network
+        host = ray.util.get_node_ip_address()
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _nobody(address, str(error)) from error
+
+
+def _nobody(address: str, reason: str) -> ToolchainError:
+    where = "on this machine, and RAY_ADDRESS is not set" if address == "auto" else f"at {address}"
+    return ToolchainError(f"no Ray cluster can be used {where}: {reason}", hint=START_ONE, code="TC-237")
