@@ -73,8 +73,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-233": (
         "What a streamed run left behind was changed",
-        "A layer builds on what the layers before it computed, so a run can only go on with exactly that: begin anew "
-        "with --force.",
+        "A layer builds on what the layers before it computed, so a run can only go on with exactly that: remove the "
+        "directory in the message to begin anew.",
     ),
     "TC-234": (
         "One layer of a streamed model could not be quantized",

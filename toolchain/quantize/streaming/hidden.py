@@ -53,7 +53,7 @@ class StoredHidden:
                 if file.readinto(data.data) != data.nbytes:
                     raise ToolchainError(
                         f"{path} is shorter than it was",
-                        hint="begin anew with --force",
+                        hint=f"remove {path.parent.parent} to begin anew",
                         code="TC-233",
                     )
                 yield torch.from_numpy(data).view(self.layout.dtype).reshape(shape).to(self.device)

@@ -55,18 +55,25 @@ class LayerJournal:
         for stream in streams:
             path = self.hidden(stream, layer)
             if not path.is_file() or digest(path) != expected.get(stream):
-                raise _changed(path)
+                raise self._changed(path)
 
     def require_bytes(self, files: dict[str, ShardFile], digests: dict[str, str], names: Names) -> None:
         """ToolchainError TC-233 when a finished layer's bytes in a shard are not those that were recorded."""
         for file, expected in digests.items():
             if bytes_digest(files[file], names[file]) != expected:
-                raise _changed(files[file].path)
+                raise self._changed(files[file].path)
 
     def forget(self) -> None:
         """Drop everything of this kind."""
         for path in self.directory.glob(f"{self.kind}-*"):
             path.unlink()
+
+    def _changed(self, path: Path) -> ToolchainError:
+        return ToolchainError(
+            f"{path} is not what was written there before the run ended",
+            hint=f"layers build on each other: remove {self.journal.root} to begin anew",
+            code="TC-233",
+        )
 
     def _record(self, layer: int) -> Path:
         return self.directory / f"{self.kind}-{layer}.json"
@@ -90,11 +97,3 @@ def bytes_digest(file: ShardFile, names: Iterable[str]) -> str:
         for part in file.read(name):
             total.update(part)
     return total.hexdigest()
-
-
-def _changed(path: Path) -> ToolchainError:
-    return ToolchainError(
-        f"{path} is not what was written there before the run ended",
-        hint="the layers build on each other: begin anew with --force",
-        code="TC-233",
-    )
