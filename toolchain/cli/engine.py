@@ -15,6 +15,7 @@ from toolchain.cli.options import (
     calibration_options,
     device_option,
     dry_run_option,
+    executor_options,
     force_option,
     format_of_spec,
     gate_options,
@@ -43,6 +44,7 @@ from toolchain.core.findings import errors
 @placement_options
 @calibration_options
 @stream_option
+@executor_options
 @click.option("--eval-data", help="Held-out text. Default: evaluation.jsonl of MODEL, if it has one.")
 @click.option("--eval-tokens", type=int, default=16_384, show_default=True, help="Tokens to judge on.")
 @gate_options

@@ -14,6 +14,7 @@ from toolchain.core.gpus import GPUS
 from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.plan.policy import CHOICES, PolicyOptions
 from toolchain.plan.types import Calibration
+from toolchain.quantize.streaming.executor import EXECUTORS, ExecutorOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -190,6 +191,27 @@ stream_option = click.option(
     default=None,
     help="Quantize shard by shard, in memory that does not grow with the model; for plans that need no data. Default: "
     "where the whole model would not fit into memory.",
+)
+executor_options = stack(
+    click.option(
+        "--executor",
+        type=click.Choice(EXECUTORS),
+        default=ExecutorOptions.name,
+        show_default=True,
+        help="Who packs what is streamed: threads of this process, or the workers of a Ray cluster, which have the "
+        "model and the output under the same paths. The bytes are the same.",
+    ),
+    click.option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="Head of the Ray cluster. Default: RAY_ADDRESS, or the cluster that runs on this machine.",
+    ),
+    click.option(
+        "--ray-cpus",
+        type=int,
+        metavar="N",
+        help="CPUs of one Ray task, which writes one shard. Default: the cluster's, shared out among the shards.",
+    ),
 )
 trust_option = click.option(
     "--trust-remote-code",

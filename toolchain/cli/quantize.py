@@ -13,6 +13,7 @@ from toolchain.cli.options import (
     calibration_options,
     device_option,
     dry_run_option,
+    executor_options,
     force_option,
     format_option,
     json_option,
@@ -39,6 +40,7 @@ from toolchain.cli.plan_text import render_coverage, render_plan
 @calibration_options
 @placement_options
 @stream_option
+@executor_options
 @seed_option
 @device_option
 @trust_option
@@ -82,6 +84,7 @@ def command(
         force=force,
         trust_remote_code=request.trust_remote_code,
         stream=request.stream,
+        executor=request.executor_options(),
         progress=progress,
     )
     text = facts(

@@ -180,6 +180,7 @@ class _Run:
             force=True,
             trust_remote_code=self.request.trust_remote_code,
             stream=self.request.stream,
+            executor=self.request.executor_options(),
             on_replace=self.workspace.unfinish,
             progress=self.progress,
         )

@@ -13,6 +13,7 @@ from toolchain.core.errors import UsageError
 from toolchain.evaluate.gates import Gates, option
 from toolchain.plan.policy import PolicyOptions
 from toolchain.plan.types import Calibration
+from toolchain.quantize.streaming.executor import ExecutorOptions
 from toolchain.recipes import is_recipe_file
 
 LEAST = {
@@ -81,6 +82,9 @@ class EngineRequest:
     seed: int = 0
     stream: bool | None = None
     """Quantize shard by shard; None: where the whole model does not fit into memory."""
+    executor: str = ExecutorOptions.name
+    ray_address: str | None = None
+    ray_cpus: int | None = None
     device: str = "auto"
     trust_remote_code: bool = False
     eval_data: str | None = None
@@ -113,6 +117,7 @@ class EngineRequest:
                 hint="--format auto and --bits go together, as in --format auto --bits 5.0, and with no recipe file",
                 code="TC-170",
             )
+        self.executor_options()
 
     @property
     def is_auto(self) -> bool:
@@ -131,6 +136,12 @@ class EngineRequest:
     def gates(self) -> Gates:
         """UsageError TC-530 for limits that no measurement can be compared with."""
         return Gates(**{item.name: getattr(self, item.name) for item in fields(Gates)})
+
+    def executor_options(self) -> ExecutorOptions:
+        """UsageError TC-236 for options that do not go together."""
+        options = ExecutorOptions(name=self.executor, ray_address=self.ray_address, ray_cpus=self.ray_cpus)
+        options.wish(self.stream)
+        return options
 
     def engine_name(self, model: str = "") -> str:
         """``<model>-<format>``, with target and GPU when the engine is not the local one. ``model``: another name for

@@ -46,6 +46,7 @@ from toolchain.quantize.sampling import route_pool, select
 from toolchain.quantize.streaming.calibrated import quantize_layers
 from toolchain.quantize.streaming.choice import choose_way
 from toolchain.quantize.streaming.datafree import quantize_stream
+from toolchain.quantize.streaming.executor import ExecutorOptions
 
 _BUSY = threading.Lock()
 MANIFEST = "quantize.json"
@@ -71,21 +72,29 @@ def quantize(
     force: bool = False,
     trust_remote_code: bool = False,
     stream: bool | None = None,
+    executor: ExecutorOptions | None = None,
     on_replace: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize ``plan.model`` into ``output`` and return the manifest (also written there as quantize.json).
 
     ``stream``: shard by shard, or layer by layer where the plan needs data, instead of the whole model in memory; None:
-    where memory is short. All ways write the same bytes. ``on_replace`` is called when all is written, just before
-    ``output`` appears or its old content is replaced.
+    where memory is short, or ``executor`` has other machines pack. All ways write the same bytes. ``on_replace`` is
+    called when all is written, just before ``output`` appears or its old content is replaced.
     """
     progress = progress or Silent()
     require_allowed(plan)
-    way = choose_way(plan, stream, progress)
+    executor = executor or ExecutorOptions()
+    way = choose_way(plan, executor.wish(stream), progress)
     if way == "data-free":
         return quantize_stream(
-            plan, output, device=device, force=force, on_replace=on_replace, progress=progress
+            plan,
+            output,
+            device=device,
+            executor=executor,
+            force=force,
+            on_replace=on_replace,
+            progress=progress,
         )
     if way == "layers":
         with _alone(plan):

@@ -47,6 +47,18 @@ class ExecutorOptions:
         if self.ray_cpus is not None and self.ray_cpus < 1:
             raise UsageError(f"--ray-cpus is {self.ray_cpus} (expected at least 1)", code="TC-236")
 
+    def wish(self, stream: bool | None) -> bool | None:
+        """What to do about streaming where the user said ``stream``: other machines can only pack what is streamed."""
+        if self.name == LOCAL:
+            return stream
+        if stream is False:
+            raise UsageError(
+                f"--no-stream with --executor {self.name}",
+                hint="a model in memory is in the memory of one machine: leave one of them out",
+                code="TC-236",
+            )
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
