@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 import yaml
 
 from tests.conftest import Ran
+from tests.sweeps import GRID, NAMES, make_root, rows, write_spec
 from toolchain.cli.main import _run, main
 from toolchain.core.progress import Silent
 from toolchain.pipeline.sweep import executors
@@ -32,34 +32,11 @@ from toolchain.pipeline.sweep.run import run_sweep
 from toolchain.pipeline.sweep.spec import read_sweep
 
 Run = Callable[..., Ran]
-GRID = {"formats": ["w4a16_nvfp4", "nvfp4"], "recipes": ["max", "mse"]}
-NAMES = [f"small-{name}" for name in ("w4a16_nvfp4-max", "w4a16_nvfp4-mse", "nvfp4-max", "nvfp4-mse")]
-
-
-def write_spec(root: Path, name: str = "spec", **changes: Any) -> Path:
-    """A SPEC of the tiny model below ``root``; None takes a key out."""
-    base = {
-        "calib_data": str(root / "texts.txt"),
-        "calib_samples": 8,
-        "calib_length": 64,
-        "eval_tokens": 1024,
-    }
-    spec = {"models": {"small": str(root / "model")}, **GRID, "base": base, **changes}
-    path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in spec.items() if value is not None}))
-    return path
 
 
 @pytest.fixture(scope="module")
 def root(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with held-out text, and text to calibrate on."""
-    found = tmp_path_factory.mktemp("sweep")
-    shutil.copytree(tiny("qwen3_moe"), found / "model")
-    lines = [f"def f{i}(x):\n    return x * {i} + {i % 7}  # {i:b}\n" for i in range(60)]
-    (found / "texts.txt").write_text("".join(lines))
-    held_out = "".join(line.replace("def f", "def g") for line in lines)
-    (found / "model" / "evaluation.jsonl").write_text(json.dumps({"text": held_out}) + "\n")
-    return found
+    return make_root(tiny("qwen3_moe"), tmp_path_factory.mktemp("sweep"))
 
 
 def in_process(job: Job, progress: Any) -> Ended:
@@ -116,10 +93,6 @@ def state_of(directory: Path) -> dict[str, tuple[int, int]]:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
-
-
-def rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["cell"]: row for row in document["cells"]}
 
 
 def test_a_killed_sweep_leaves_a_partial_table_and_no_process(killed: dict[str, Any]) -> None:

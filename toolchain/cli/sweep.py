@@ -29,6 +29,19 @@ SWEEPS = Path("sweeps")
 @click.option("--only", multiple=True, metavar="NAME", help="Only the cell of this name; may be repeated.")
 @click.option("--cell", "number", type=int, metavar="N", help="Only cell number N of --dry-run's list.")
 @click.option("--table", "only_table", is_flag=True, help="Show what there is; plan and run nothing.")
+@click.option(
+    "--executor",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="One cell after the other here, or spread over a Ray cluster whose nodes share this directory.",
+)
+@click.option(
+    "--ray-address",
+    metavar="HOST:PORT",
+    help="Head of the cluster. Default: RAY_ADDRESS, or one on this machine.",
+)
+@click.option("--ray-cpus", type=int, help="CPUs of a cell. Default: a whole node, with its GPUs.")
 @dry_run_option
 @force_option
 @json_option
@@ -42,6 +55,9 @@ def command(
     only: tuple[str, ...],
     number: int | None,
     only_table: bool,
+    executor: str,
+    ray_address: str | None,
+    ray_cpus: int | None,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -66,11 +82,11 @@ def command(
     written after each cell.
     """
     from toolchain.pipeline.sweep.cells import cells_of, pick_cells
-    from toolchain.pipeline.sweep.executors import LocalCells
     from toolchain.pipeline.sweep.place import Place
     from toolchain.pipeline.sweep.run import Run, run_one, run_sweep, write_table
     from toolchain.pipeline.sweep.spec import read_sweep
 
+    cells_by = _executor(executor, ray_address, ray_cpus)
     sweep = read_sweep(spec)
     cells = cells_of(sweep)
     chosen = pick_cells(cells, only, number)
@@ -96,12 +112,25 @@ def command(
         chosen,
         spec=spec.read_text(encoding="utf-8"),
         command=lambda name: _process(place, name, until, force),
-        executor=LocalCells(),
+        executor=cells_by,
         skip_refused=skip_refused,
     )
     emit(found, as_json, _text(found))
     if found["states"]["failed"]:
         ctx.exit(1)
+
+
+def _executor(name: str, address: str | None, cpus: int | None) -> Any:
+    """UsageError TC-236 for options that do not go together."""
+    from toolchain.pipeline.sweep.executors import LocalCells
+    from toolchain.quantize.streaming.executor import RAY, ExecutorOptions
+
+    asked = ExecutorOptions(name=name, ray_address=address, ray_cpus=cpus)
+    if asked.name != RAY:
+        return LocalCells()
+    from toolchain.pipeline.sweep.ray_cells import RayCells
+
+    return RayCells(address=address, cpus=cpus)
 
 
 def _process(place: Any, name: str, until: str, force: bool) -> tuple[str, ...]:

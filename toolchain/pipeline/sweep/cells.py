@@ -29,7 +29,7 @@ NAMED = {
     *(item.name for item in fields(PolicyOptions)),
 }
 """Keys that ``EngineRequest.engine_name`` says where they are not the default."""
-PLACEMENT = {"stream", "executor", "ray_address"}
+PLACEMENT = {"stream", "executor", "ray_address", "ray_cpus"}
 """Keys that decide where and how the work is done, but not what is written."""
 LONGEST_NAME = 120
 """Characters: file systems take 255, and names are read by people."""

@@ -27,6 +27,8 @@ class Job:
     """Ends, whatever it is at, when its stdin is closed: so nothing outlives a parent that is killed."""
     log: Path
     """Gets all that it says."""
+    directory: Path
+    """Where paths begin that are not absolute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,12 @@ class LocalCells:
 
 def run_job(job: Job, progress: Progress) -> Ended:
     """Run the process to its end; what it says goes to ``progress`` and into the log."""
-    started = time.monotonic()
-    job.log.parent.mkdir(parents=True, exist_ok=True)
+    started, path = time.monotonic(), job.directory / job.log
+    path.parent.mkdir(parents=True, exist_ok=True)
     last: deque[str] = deque(maxlen=LAST_LINES)
     process = subprocess.Popen(
         job.command,
+        cwd=job.directory,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -66,7 +69,7 @@ def run_job(job: Job, progress: Progress) -> Ended:
         errors="replace",
     )
     try:
-        with job.log.open("w", encoding="utf-8") as log:
+        with path.open("w", encoding="utf-8") as log:
             for line in process.stderr or ():
                 log.write(line)
                 log.flush()

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import ToolchainError
@@ -66,7 +67,7 @@ def run_sweep(
         _require_space(place, todo)
         write_table(cells, place)
         jobs = [
-            Job(name=name, command=command(name), log=place.log(name))
+            Job(name=name, command=command(name), log=place.log(name), directory=Path.cwd())
             for name in (item.cell.name for item in todo)
         ]
         by_name = {item.cell.name: item for item in todo}
