@@ -21,6 +21,7 @@ def render_plan(plan: Plan) -> str:
             ("effective bits", f"{figures.effective_bits:.2f} per parameter{_budget(plan)}"),
             ("per GPU", _per_gpu(plan)),
             ("to quantize", f"{size(figures.quantize_memory_bytes)}, about {figures.quantize_seconds:.0f} s"),
+            ("or streamed", _streamed(plan)),
             ("basis", figures.basis),
         ]
     )
@@ -44,6 +45,13 @@ def _budget(plan: Plan) -> str:
         return ""
     verdict = plan.auto["verdict"]
     return f" (auto, at most {plan.auto['bits']:g}{': ' + verdict['kept'] + ' kept' if verdict else ''})"
+
+
+def _streamed(plan: Plan) -> str:
+    figures = plan.estimates
+    way = "layer by layer" if figures.stream_way == "layers" else "shard by shard, without data"
+    disk = f", {size(figures.stream_disk_bytes)} of disk for inputs" if figures.stream_disk_bytes else ""
+    return f"{size(figures.stream_memory_bytes)}{disk} (--stream, {way}; the same bytes)"
 
 
 def _per_gpu(plan: Plan) -> str:

@@ -18,7 +18,8 @@ from toolchain.plan.memory import (
     mlp_width,
     weights_bytes,
 )
-from toolchain.plan.types import Assignment, Calibration, Estimates, Serving
+from toolchain.plan.streaming import BASIS, stream_memory
+from toolchain.plan.types import SOURCE_DTYPE, Assignment, Calibration, Estimates, Serving
 from toolchain.recipes import GRAM_BUDGET_BYTES, Recipe
 from toolchain.targets.base import Target
 
@@ -66,6 +67,9 @@ def estimate(
     quantized = sum(linear.parameters for linear, _ in choices.quantized(info))
     seconds, time_basis = quantize_seconds(info, choices, recipe, quantized, checkpoint, gpu, calibration)
     memory, memory_basis = quantize_memory(info, recipe, checkpoint, calibration)
+    formats = {item.format for item in assignments} - {SOURCE_DTYPE}
+    grams = _gram_bytes(info, recipe) if recipe.needs_gram else 0
+    streamed, scratch, way = stream_memory(info, formats, recipe, kv_cache, calibration, grams)
     held = NOTHING if target.emulates else choices
     return Estimates(
         parameters=info.parameters,
@@ -80,9 +84,18 @@ def estimate(
         gpu_memory_bytes=round(gpu.memory_gib * GIB),
         quantize_memory_bytes=memory,
         quantize_seconds=seconds,
+        stream_way=way,
+        stream_memory_bytes=streamed,
+        stream_disk_bytes=scratch,
         basis="; ".join(
             part
-            for part in (EMULATED if target.emulates else "", ACTIVATIONS, memory_basis, time_basis)
+            for part in (
+                EMULATED if target.emulates else "",
+                ACTIVATIONS,
+                memory_basis,
+                BASIS[way],
+                time_basis,
+            )
             if part
         ),
     )

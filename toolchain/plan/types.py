@@ -106,6 +106,12 @@ class Estimates:
     quantize_seconds: float
     """Rough time of the quantize stage on this kind of machine; the basis is in ``basis``."""
     basis: str
+    stream_way: str = ""
+    """How it is quantized without the whole model in memory: ``data-free``, tensor by tensor, or by ``layers``."""
+    stream_memory_bytes: int = 0
+    """Memory that this takes beside the libraries, which take about 0.7 GB."""
+    stream_disk_bytes: int = 0
+    """Disk for hidden states between layers, beside the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Literal
 from toolchain.core.errors import UsageError
 from toolchain.core.files import GIB
 from toolchain.core.progress import Progress
-from toolchain.formats import get_format, get_kv_cache
+from toolchain.formats import get_format
+from toolchain.plan.streaming import data_reasons
 from toolchain.plan.types import Plan
-from toolchain.quantize.quantizers import is_pinned
 from toolchain.recipes import get_recipe
 
 MEMORY_SHARE = 0.8
@@ -32,19 +32,19 @@ def choose_way(plan: Plan, wish: bool | None, progress: Progress) -> Way:
     kind = "shard by shard" if way == "data-free" else "layer by layer"
     progress.note(
         f"quantizing in memory takes about {needed / GIB:.1f} GiB of {free / GIB:.1f} GiB that are free: streaming "
-        f"{kind}, which writes the same bytes"
+        f"{kind}, which writes the same bytes and takes about {plan.estimates.stream_memory_bytes / GIB:.1f} GiB"
     )
     return way
 
 
 def streamed_way(plan: Plan) -> Literal["data-free", "layers"]:
     """How ``plan`` is streamed: without data all that is known of a tensor is in the tensor."""
-    return "layers" if data_reasons(plan) else "data-free"
+    return "layers" if _data_reasons(plan) else "data-free"
 
 
 def require_data_free(plan: Plan) -> None:
     """UsageError TC-232 when a part of the plan looks at activations, or a format's channel scales come from them."""
-    reasons = data_reasons(plan)
+    reasons = _data_reasons(plan)
     if reasons:
         raise UsageError(
             f"this plan cannot be streamed without data: {'; '.join(reasons)}",
@@ -54,19 +54,8 @@ def require_data_free(plan: Plan) -> None:
         )
 
 
-def data_reasons(plan: Plan) -> list[str]:
-    reasons = [
-        f"{name} stores an input scale"
-        for name in plan.formats
-        if get_format(name).has_input_scale and not is_pinned(plan, name)
-    ]
-    reasons += [
-        f"{name} stores channel scales" for name in plan.formats if get_format(name).has_pre_quant_scale
-    ]
-    if get_kv_cache(plan.kv_cache).calibrated:
-        reasons.append(f"KV cache {plan.kv_cache} is calibrated")
-    recipe = get_recipe(plan.recipe, get_format(plan.format))
-    return reasons + [f"recipe {item.name} looks at inputs" for item in recipe.ingredients if item.needs_data]
+def _data_reasons(plan: Plan) -> list[str]:
+    return data_reasons(plan.formats, get_recipe(plan.recipe, get_format(plan.format)), plan.kv_cache)
 
 
 def free_memory_bytes() -> int | None:
