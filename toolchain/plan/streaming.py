@@ -70,7 +70,7 @@ def stream_memory(
 
 BASIS = {
     "data-free": "streamed = a few rows per thread, whatever the model's size",
-    "layers": "streamed = the largest layer twice (three times where a recipe compares it with what it was) + activations "
-    "of one batch + Gram matrices of the recipe, and on disk the inputs of one layer and the next",
+    "layers": "streamed = the largest layer twice (three times where a recipe compares it with what it was) + "
+    "activations of one batch + Gram matrices of the recipe, and on disk the inputs of one layer and the next",
 }
 """What ``stream_memory`` rests on, by way."""
