@@ -72,7 +72,8 @@ def as_csv(document: dict[str, Any]) -> str:
 
 def counts(document: dict[str, Any]) -> str:
     found = [f"{count} {state}" for state, count in document["states"].items() if count]
-    return f"{len(document['cells'])} cells: {', '.join(found)}."
+    number = len(document["cells"])
+    return f"{number} cell{'s' * (number != 1)}: {', '.join(found)}."
 
 
 def _heading(model: str, rows: Sequence[Row]) -> str:
