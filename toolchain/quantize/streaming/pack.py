@@ -27,9 +27,9 @@ from toolchain.quantize.streaming.outline import Item, Outline
 from toolchain.quantize.streaming.rows import Rows
 from toolchain.recipes import Recipe
 
-CHUNK_ELEMENTS = 1 << 22
-"""Weights that one thread has in float32 at a time; with the temporaries of a codec about 100 MB."""
-COPY_BYTES = 1 << 24
+CHUNK_ELEMENTS = 1 << 21
+"""Weights that one thread works on at a time; with the temporaries of a codec about 50 MB."""
+COPY_BYTES = 1 << 22
 ROWS_MULTIPLE = 128
 """Parts begin at multiples of it: the largest block of rows that shares a scale (FP8 blocks), and even (INT4)."""
 
@@ -51,7 +51,7 @@ class Packer:
         self.rows, self.outline, self.family, self.recipe = rows, outline, family, recipe
         self.dtype, self.device = dtype, device
         self._items = {item.module: item for shard in outline.shards for item in shard.items}
-        self._amax: dict[tuple[str, ...], Future[torch.Tensor]] = {}
+        self._amax: dict[str, Future[torch.Tensor]] = {}
         self._lock = threading.Lock()
         self.cast: dict[str, dict[str, int]] = {}
         """Tensor -> blocks that were cast from MXFP4, and of them those whose codes had to be rounded again."""
@@ -74,6 +74,9 @@ class Packer:
                 self._pack(item, file, self._inputs(item, input_amax))
         except ToolchainError as error:
             raise ToolchainError(f"{item.name}: {error.message}", hint=error.hint, code=error.code) from error
+        finally:
+            for name in self.rows.stored_names(item.name):
+                self.rows.release(name)
 
     def _copy(self, item: Item, file: ShardFile) -> None:
         if self.rows.is_quantized(item.name):
@@ -89,9 +92,11 @@ class Packer:
 
     def _copy_bytes(self, stored: str, name: str, file: ShardFile) -> None:
         size = file.specs[name].bytes
-        for offset in range(0, size, COPY_BYTES):
-            part = self.rows.bytes(stored, offset, min(COPY_BYTES, size - offset))
-            file.put_bytes(name, part, offset=offset)
+        with self.rows.buffers.lent(COPY_BYTES) as buffer:
+            for offset in range(0, size, COPY_BYTES):
+                part = buffer[: size - offset]
+                self.rows.read_into(stored, offset, part)
+                file.put_bytes(name, part, offset=offset)
 
     def _inputs(self, item: Item, found: float | None) -> torch.Tensor | None:
         if found is None and self.recipe.for_format(item.format).on("inputs") == "pinned":
@@ -138,23 +143,30 @@ class Packer:
             yield start, part if self.dtype is None else part.to(self.dtype)
 
     def _shared_amax(self, item: Item) -> torch.Tensor:
-        """Largest magnitude of the item and of those that share its scale, found by whoever asks first."""
+        """Largest magnitude of the item and of those that share its scale.
+
+        Each is looked at by whoever claims it first: two threads at gate and up look at one each.
+        """
         members = self.outline.groups.get(item.module, (item.module,))
+        for member in sorted(members, key=lambda name: name != item.module):
+            self._claim(member)
+        return torch.stack([self._amax[member].result() for member in members]).amax()
+
+    def _claim(self, module: str) -> None:
+        """Find the amax of ``module``, unless somebody does."""
         with self._lock:
-            known = self._amax.get(members)
-            mine = known is None
-            if known is None:
-                known = self._amax[members] = Future()
-        if mine:
-            try:
-                parts = [self._amax_of(self._items[member]) for member in members]
-                known.set_result(torch.stack(parts).amax())
-            finally:
-                if not known.done():  # whoever waits must not wait for ever
-                    known.cancel()
-        return known.result()
+            if module in self._amax:
+                return
+            known = self._amax[module] = Future()
+        try:
+            known.set_result(self._amax_of(self._items[module]))
+        finally:
+            if not known.done():  # whoever waits must not wait for ever
+                known.cancel()
 
     def _amax_of(self, item: Item) -> torch.Tensor:
+        for name in self.rows.stored_names(item.name):
+            self.rows.hold(name)
         found = [compiled.largest_magnitude(part.to(self.device)) for _, part in self._parts(item.name)]
         return torch.stack(found).amax()
 

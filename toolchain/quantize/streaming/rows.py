@@ -20,6 +20,7 @@ from toolchain.codecs import compiled, get_codec
 from toolchain.core.errors import ToolchainError
 from toolchain.models.prequantized import FP8, MXFP4, keeps_values
 from toolchain.models.types import TensorInfo
+from toolchain.quantize.streaming.buffers import Buffers, Held
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -38,6 +39,8 @@ class Rows:
         self._places = places(reader.directory, self._stored.values())
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
+        self.buffers = Buffers()
+        self._held = Held(self.buffers)
         self.read_bytes = 0
         """From the files so far, whether the disk or the page cache had them."""
 
@@ -95,9 +98,20 @@ class Rows:
         return torch.from_numpy(data).view(TORCH_DTYPES[info.dtype]).reshape(shape)
 
     def bytes(self, name: str, offset: int, size: int) -> Any:
-        """uint8 array of ``size`` bytes of the stored tensor ``name``. ToolchainError TC-016 when the file is short."""
-        place = self._places[name]
+        """uint8 array of ``size`` bytes of the stored tensor ``name``. ToolchainError TC-015 when the file is short.
+
+        Of a tensor that is held it is a view, good until ``release``.
+        """
+        held = self._held.get(name)
+        if held is not None:
+            return held[offset : offset + size]
         data = np.empty(size, dtype=np.uint8)
+        self.read_into(name, offset, data)
+        return data
+
+    def read_into(self, name: str, offset: int, data: Any) -> None:
+        """Fill the uint8 array ``data`` with bytes of ``name`` from ``offset``. ToolchainError TC-015."""
+        place = self._places[name]
         view = memoryview(data.data)
         descriptor, position = self._open(place), place.start + offset
         while len(view):
@@ -110,8 +124,18 @@ class Rows:
                 )
             view, position = view[count:], position + count
         with self._lock:
-            self.read_bytes += size
-        return data
+            self.read_bytes += len(data)
+
+    def hold(self, name: str) -> None:
+        """Keep the stored tensor ``name`` in memory until ``release``, if there is room: it is read once then."""
+        buffer = self._held.reserve(name, self._places[name].size)
+        if buffer is not None:
+            self.read_into(name, 0, buffer)
+            self._held.keep(name, buffer)
+
+    def release(self, name: str) -> None:
+        """No part of ``name`` is referred to any more."""
+        self._held.release(name)
 
     def info(self, name: str) -> TensorInfo:
         return self._stored[name]
