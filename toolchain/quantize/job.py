@@ -103,6 +103,7 @@ def quantize(
                 output,
                 device=device,
                 dtype=dtype,
+                executor=executor,
                 force=force,
                 trust_remote_code=trust_remote_code,
                 on_replace=on_replace,

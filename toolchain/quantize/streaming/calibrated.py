@@ -42,8 +42,10 @@ from toolchain.quantize.streaming.datafree import (
     open_stream,
     settings,
 )
+from toolchain.quantize.streaming.executor import ExecutorOptions, open_executor
 from toolchain.quantize.streaming.journal import Journal, open_journal, publish
 from toolchain.quantize.streaming.layer_journal import CHOSEN, LayerJournal
+from toolchain.quantize.streaming.layer_pieces import LayerPieces
 from toolchain.quantize.streaming.layer_shards import LayerShards
 from toolchain.quantize.streaming.layer_step import LayerSteps, merge_details, split_steps
 from toolchain.quantize.streaming.routing import RoutedLayers
@@ -58,6 +60,7 @@ def quantize_layers(
     dtype: torch.dtype | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    executor: ExecutorOptions | None = None,
     on_replace: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -76,7 +79,12 @@ def quantize_layers(
     refuse_to_replace_source(output, directory)
     data = load_calibration(plan.calibration, directory, progress) if quantizers.needs_data(plan) else None
     wanted = {**settings(source), **_own_settings(plan, data, dtype, target)}
-    with _frozen_heap(), open_journal(output, wanted, force=force, progress=progress) as journal:
+    with (
+        _frozen_heap(),
+        open_executor(executor or ExecutorOptions(), device="cpu") as packing,
+        open_journal(output, wanted, force=force, progress=progress) as journal,
+        packing.pieces(source, journal) as pieces,
+    ):
         layered = LayeredModel(
             directory,
             source.family,
@@ -94,7 +102,8 @@ def quantize_layers(
             )
         packer = make_packer(source, target)
         records = LayerJournal(journal, "quantize")
-        shards = LayerShards(source, packer, journal, records, split_steps(source, layered))
+        parts = LayerPieces(pieces, source) if pieces and dtype == packer.dtype else None
+        shards = LayerShards(source, packer, journal, records, split_steps(source, layered), parts)
         steps = LayerSteps(source, layered, forward, shards)
         require_free_bytes(
             output, shards.missing_bytes() + steps.hidden_bytes(), what="the quantized checkpoint"

@@ -5,9 +5,8 @@ The bytes are the same, so a run may be begun with one and go on with the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,16 +73,12 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class PackJob:
-    """Tensors of a calibrated layer that are packed from the source into a shard file that is there already."""
+    """Tensors of a calibrated layer that follow from the source and from the ranges that were found."""
 
-    file: str
-    """The shard, as the outline names it."""
-    path: Path
-    """Where it grows, at its full size."""
     names: tuple[str, ...]
-    """Tensors of the source."""
-    input_amax: Mapping[str, float] = field(default_factory=dict)
-    """Module -> largest magnitude of its inputs, a float32 number, that calibration found."""
+    """In the source."""
+    input_amax: Mapping[str, float | None] = field(default_factory=dict)
+    """Module -> largest magnitude of its inputs, a float32 number, that calibration found; None: nothing is stored."""
 
 
 class Executor(Protocol):
@@ -95,8 +90,17 @@ class Executor(Protocol):
     ) -> Written:
         """Write the shards of ``todo`` and finish each in ``journal``. What is finished stays when one fails."""
 
-    def submit(self, source: Source, journal: Journal, job: PackJob) -> Future[int]:
-        """Begin ``job``; the result is the number of bytes, on the disk. It may run twice: the bytes are the same."""
+    def pieces(self, source: Source, journal: Journal) -> AbstractContextManager[Pieces | None]:
+        """Who packs parts of layers; None: a layer is packed where it is calibrated."""
+
+
+class Pieces(Protocol):
+    """Packs parts of layers elsewhere, into files of their own: two machines that write the same file overwrite each
+    other's pages on NFS."""
+
+    def begin(self, jobs: Sequence[PackJob]) -> Iterator[tuple[PackJob, Path]]:
+        """Begin all ``jobs`` at once; then each with the safetensors file that it made, as they are finished. The
+        caller removes the files."""
 
 
 @contextmanager
@@ -110,8 +114,7 @@ def open_executor(
     if options.name == LOCAL:
         from toolchain.quantize.streaming.local_executor import LocalExecutor
 
-        with LocalExecutor(device, threads) as local:
-            yield local
+        yield LocalExecutor(device, threads)
         return
     from toolchain.quantize.streaming.ray_cluster import connected
     from toolchain.quantize.streaming.ray_executor import RayExecutor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from toolchain.quantize.export import Exporter
 from toolchain.quantize.streaming.datafree import Source
 from toolchain.quantize.streaming.journal import Journal
 from toolchain.quantize.streaming.layer_journal import LayerJournal, bytes_digest, names_in
+from toolchain.quantize.streaming.layer_pieces import LayerPieces
 from toolchain.quantize.streaming.outline import Item, Shard
 from toolchain.quantize.streaming.pack import Packer
 from toolchain.quantize.streaming.rows import TORCH_DTYPES
@@ -26,9 +27,16 @@ class LayerShards:
     """Steps are numbered: one per decoder layer, then one for all that lies around them."""
 
     def __init__(
-        self, source: Source, packer: Packer, journal: Journal, records: LayerJournal, steps: list[list[Item]]
+        self,
+        source: Source,
+        packer: Packer,
+        journal: Journal,
+        records: LayerJournal,
+        steps: list[list[Item]],
+        pieces: LayerPieces | None = None,
     ) -> None:
-        """``steps``: the items of each."""
+        """``steps``: the items of each. ``pieces``: who packs what need not be packed here."""
+        self._pieces = pieces
         self._source, self._packer, self._journal, self.records = source, packer, journal, records
         self.steps = steps
         self._files: dict[str, ShardFile] = {}
@@ -59,8 +67,15 @@ class LayerShards:
     def write(self, step: int, exporter: Exporter | None) -> dict[str, str]:
         """All tensors of ``step``, on the disk when this returns; shard -> digest of its part. ``exporter`` None: every
         item is kept as it is in the source."""
+        elsewhere: set[str] = set()
+        made: Iterable[ShardFile] = ()
+        if self._pieces is not None and exporter is not None:
+            elsewhere, made = self._pieces.begin(self.steps[step], exporter)
         for item in self.steps[step]:
-            self._write_item(item, exporter)
+            if item.name not in elsewhere:
+                self._write_item(item, exporter)
+        for piece in made:
+            self._merge(piece)
         for file in self._names[step]:
             self._files[file].flush()
         return {file: bytes_digest(self._files[file], names) for file, names in self._names[step].items()}
@@ -83,6 +98,14 @@ class LayerShards:
             left.discard(name)
         if left:
             raise ToolchainError(f"{item.name} did not become {sorted(left)}", code="TC-235")
+
+    def _merge(self, piece: ShardFile) -> None:
+        """Tensors that were packed elsewhere, into the shards."""
+        for name in piece.specs:
+            file, offset = next(file for file in self._files.values() if name in file.specs), 0
+            for part in piece.read(name):
+                file.put_bytes(name, part, offset=offset)
+                offset += len(part)
 
     def _put(self, name: str, tensor: torch.Tensor) -> None:
         file = next(file for file in self._files.values() if name in file.specs)

@@ -44,6 +44,39 @@ def alive_nodes(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def slots(ray: Any, cpus: int, gpus: int = 0) -> int:
+    """Tasks of so many CPUs and GPUs that the cluster could run at once as it is now."""
+    counts = []
+    for node in alive_nodes(ray):
+        fits = node.get("CPU", 0) // cpus
+        counts.append(int(min(fits, node.get("GPU", 0) // gpus) if gpus else fits))
+    return sum(counts)
+
+
+def require_device(ray: Any, device: str) -> str:
+    """``cpu`` or ``cuda``; auto is CUDA where a node has GPUs, and then nodes without one have nothing to do.
+
+    UsageError TC-236 for a device that the cluster has not, or that only Ray can choose (``cuda:1``).
+    """
+    gpus = sum(node.get("GPU", 0) for node in alive_nodes(ray))
+    if device == "auto":
+        return "cuda" if gpus else "cpu"
+    if device not in ("cpu", "cuda") or (device == "cuda" and not gpus):
+        raise UsageError(
+            f"--device {device} with --executor ray: the cluster has {gpus:g} GPUs, and Ray gives them out",
+            hint="use --device cpu, cuda or auto",
+            code="TC-236",
+        )
+    return device
+
+
+def require_cpus(ray: Any, cpus: int | None) -> None:
+    """UsageError TC-236 when no node has so many: no task would ever start."""
+    largest = max((node.get("CPU", 0) for node in alive_nodes(ray)), default=0)
+    if cpus is not None and largest and cpus > largest:
+        raise UsageError(f"--ray-cpus {cpus}: the largest node has {largest:g} CPUs", code="TC-236")
+
+
 def _import() -> Any:
     # Nothing about a user's run leaves the cluster; and where a stale address file says that a cluster is here, Ray
     # would look for it for more than ten minutes.

@@ -13,7 +13,6 @@ import torch
 from toolchain.checkpoint.shard_file import ShardFile
 from toolchain.core.files import sha256_file
 from toolchain.core.progress import Progress
-from toolchain.quantize.streaming.executor import PackJob
 from toolchain.quantize.streaming.journal import Journal
 from toolchain.quantize.streaming.outline import Item, Shard
 from toolchain.quantize.streaming.pack import Packer
@@ -45,22 +44,6 @@ def write_shard(packer: Packer, shard: Shard, path: Path, pool: ThreadPoolExecut
         path.unlink(missing_ok=True)
         raise
     file.close()
-
-
-def pack_into(packer: Packer, job: PackJob) -> int:
-    """Do ``job``; returns its bytes, which are on the disk. ValueError when the file has another size."""
-    shard = next(shard for shard in packer.outline.shards if shard.file == job.file)
-    wanted, total = set(job.names), 0
-    file = ShardFile(job.path, shard.outputs, reopen=True)
-    try:
-        for item in shard.items:
-            if item.name in wanted:
-                packer.write(item, file, input_amax=job.input_amax.get(item.module))
-                total += sum(spec.bytes for spec in item.outputs if spec.name in file.specs)
-        file.flush()
-    finally:
-        file.abandon()
-    return total
 
 
 def _settle(waiting: set[Future[None]]) -> set[Future[None]]:

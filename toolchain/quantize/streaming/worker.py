@@ -22,16 +22,17 @@ from uuid import uuid4
 import torch
 
 import toolchain
+from toolchain.checkpoint.shard_file import ShardFile
 from toolchain.core.environment import package_versions, peak_memory_bytes
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import sha256_file
 from toolchain.plan.types import Plan
-from toolchain.quantize.streaming.datafree import Source, make_packer, open_stream, settings
+from toolchain.quantize.streaming.datafree import Source, make_packer, named_dtype, open_stream, settings
 from toolchain.quantize.streaming.executor import PackJob
 from toolchain.quantize.streaming.journal import SETTINGS, Journal
 from toolchain.quantize.streaming.pack import Packer
 from toolchain.quantize.streaming.rows import TORCH_DTYPES
-from toolchain.quantize.streaming.shards import one_thread_each, pack_into, write_shard
+from toolchain.quantize.streaming.shards import one_thread_each, write_shard
 
 ATTEMPTS = "attempts"
 """Directory beside the journal's ``content``: a worker that was given up may still write, and must not write there."""
@@ -71,11 +72,9 @@ class Made:
     peak_memory_bytes: int
 
 
-def make_work(
-    source: Source, journal: Journal, attempts: Path, *, dtype: torch.dtype | None, device: str, threads: int
-) -> Work:
+def make_work(source: Source, journal: Journal, attempts: Path, *, device: str, threads: int) -> Work:
     plan = replace(source.plan, model=str(source.directory.resolve()))
-    names = {kind: name for name, kind in TORCH_DTYPES.items()}
+    names, dtype = {kind: name for name, kind in TORCH_DTYPES.items()}, named_dtype(source.directory)
     return Work(
         terms=json.dumps(_terms(replace(source, plan=plan)), sort_keys=True),
         plan=json.dumps(plan.to_json()),
@@ -109,11 +108,27 @@ def write(work: Work, file: str) -> Made:
     )
 
 
-def pack(work: Work, job: PackJob) -> int:
-    """``pack_into`` here. ToolchainError TC-238 when this worker cannot take part."""
-    packer = _open(work)
-    with one_thread_each():
-        return pack_into(packer, job)
+def pack(work: Work, job: PackJob) -> str:
+    """Pack ``job`` into a file of its own; returns its name among the attempts. Errors as ``write``."""
+    packer, path = _open(work), Path(work.attempts) / f"{uuid4().hex}.piece"
+    wanted = set(job.names)
+    found = {
+        item.name: item for shard in packer.outline.shards for item in shard.items if item.name in wanted
+    }
+    specs = [spec for item in found.values() for spec in item.outputs]
+    file = ShardFile(path, specs)
+    try:
+        with one_thread_each(), ThreadPoolExecutor(work.threads, thread_name_prefix="pack") as pool:
+            waiting = [
+                pool.submit(packer.write, item, file, input_amax=job.input_amax.get(item.module))
+                for item in found.values()
+            ]
+            for future in waiting:
+                future.result()
+        file.flush()
+    finally:
+        file.abandon()
+    return path.name
 
 
 def told_name(file: str) -> str:
