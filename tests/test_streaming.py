@@ -284,6 +284,7 @@ from pathlib import Path
 from toolchain.plan.policy import PolicyOptions
 from toolchain.plan.types import Plan
 from toolchain.core.files import read_json
+from toolchain.quantize.streaming import outline
 from toolchain.quantize.streaming.datafree import quantize_stream
 import modelopt.torch.export.convert_hf_config, torch, transformers
 transformers.AutoConfig.from_pretrained(read_json(Path({plan!r}))["model"])
