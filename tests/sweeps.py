@@ -24,7 +24,7 @@ def make_root(model: Path, root: Path) -> Path:
     return root
 
 
-def write_spec(root: Path, name: str = "spec", **changes: Any) -> Path:
+def write_spec(root: Path, file: str = "spec", /, **changes: Any) -> Path:
     """A SPEC of the model below ``root``; None takes a key out."""
     base = {
         "calib_data": str(root / "texts.txt"),
@@ -33,7 +33,7 @@ def write_spec(root: Path, name: str = "spec", **changes: Any) -> Path:
         "eval_tokens": 1024,
     }
     spec = {"models": {"small": str(root / "model")}, **GRID, "base": base, **changes}
-    path = root / f"{name}.yaml"
+    path = root / f"{file}.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in spec.items() if value is not None}))
     return path
 

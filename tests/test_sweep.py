@@ -21,7 +21,9 @@ import yaml
 from tests.conftest import Ran
 from tests.sweeps import GRID, NAMES, make_root, rows, write_spec
 from toolchain.cli.main import _run, main
+from toolchain.core.files import sha256_file
 from toolchain.core.progress import Silent
+from toolchain.pipeline import inputs
 from toolchain.pipeline.sweep import executors
 from toolchain.pipeline.sweep.cells import cells_of
 from toolchain.pipeline.sweep.executors import Ended, Job
@@ -217,9 +219,12 @@ def test_what_fails_and_what_is_the_same(root: Path, tmp_path: Path, toolchain: 
 
 
 def test_a_process_that_dies_takes_only_its_cell(root: Path, tmp_path: Path) -> None:
-    """Both processes end before they write a record: by a signal, and with an exit status."""
-    cells = cells_of(read_sweep(write_spec(root, "dying", formats=["nvfp4"])))
-    deaths = {cells[0].name: "os.kill(os.getpid(), 9)", cells[1].name: "sys.exit('no memory left')"}
+    """Processes end before they write a record: by a signal, with an exit status, and for another run's sake."""
+    cells = cells_of(
+        read_sweep(write_spec(root, "dying", formats=["nvfp4"], recipes=["max", "mse", "compensate"]))
+    )
+    words = ("os.kill(os.getpid(), 9)", "sys.exit('no memory left')", "sys.exit('error TC-008: another run')")
+    deaths = {cell.name: word for cell, word in zip(cells, words, strict=True)}
     found = run_sweep(
         SweepRun(place=Place(directory=tmp_path / "sweep"), until="quantize", force=False, progress=Silent()),
         cells,
@@ -229,7 +234,8 @@ def test_a_process_that_dies_takes_only_its_cell(root: Path, tmp_path: Path) -> 
         executor=executors.LocalCells(),
         skip_refused=False,
     )
-    first, second = found["cells"]
+    first, second, third = found["cells"]
+    assert third["state"] == "waiting", "its outcome is that of the run that has it"
     assert first["state"] == second["state"] == "failed"
     assert first["error"]["code"] == "TC-183" and "SIGKILL" in first["error"]["message"]
     assert "no memory left" in second["error"]["message"]
@@ -298,6 +304,25 @@ def test_a_changed_text_makes_a_cell_run_again(done: dict[str, Any], root: Path,
     assert {row["state"] for row in toolchain(*listing).json["cells"]} == {"finished"}
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_model_is_hashed_once(
+    root: Path, tmp_path: Path, toolchain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once per cell: hashing 1 TB takes an hour."""
+    hashed: list[str] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(inputs, "REMEMBERED_BYTES", 10_000)
+    monkeypatch.setattr(inputs, "sha256_file", counting)
+    spec = write_spec(root, "hashes", formats=["w4a16_nvfp4"])
+    ran = toolchain("sweep", spec, "--output", tmp_path / "sweep", "--until", "quantize", "--json")
+    assert [row["state"] for row in ran.json["cells"]] == ["finished", "finished"]
+    assert hashed.count("model.safetensors") == 1 and hashed.count("config.json") == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
@@ -311,6 +336,7 @@ def test_a_changed_text_makes_a_cell_run_again(done: dict[str, Any], root: Path,
         ({"exclude": [{"format": "int4"}]}, "TC-184", "leaves out no cell"),
         ({"exclude": [{"format": GRID["formats"]}]}, "TC-184", "no cell over"),
         ({"include": [{"model": "small", "format": "nvfp4", "recipe": "max"}]}, "TC-181", "the same cell twice"),
+        ({"name": "../elsewhere"}, "TC-007", "name '../elsewhere'"),
         ({"models": ["a/model", "b/model"]}, None, ""),
     ],
 )  # fmt: skip

@@ -10,7 +10,8 @@ from toolchain.pipeline.sweep.front import Row, standings
 from toolchain.pipeline.sweep.place import SCHEMA_VERSION, Place
 
 STATES = ("finished", "same", "failed", "begun", "waiting", "refused")
-"""``same``: another cell has the same plan, and its figures are shown; ``begun``: killed, or at work right now."""
+"""``same``: another cell has the same plan, and its figures are shown; ``begun``: killed, at work right now, or made
+with other settings than the SPEC has now."""
 EMPTY: Row = dict.fromkeys(
     (
         "policy", "effective_bits", "bytes", "source_bytes", "compression", "tokens", "baseline_ppl", "ppl",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -70,7 +71,7 @@ def _sweep(value: Mapping[str, Any], path: Path) -> Sweep:
         axes["model"] = list(axes["model"].values())
     called = {label: model for model, label in labels.items()}
     sweep = Sweep(
-        name=str(given.get("name") or path.stem),
+        name=_name(given.get("name") or path.stem, path),
         axes={key: _axis(key, item, path) for key, item in axes.items()},
         base=_cell_keys(given.get("base") or {}, f"{path}: base", called),
         exclude=tuple(
@@ -82,6 +83,15 @@ def _sweep(value: Mapping[str, Any], path: Path) -> Sweep:
     )
     _refuse_incomplete(sweep, path)
     return sweep
+
+
+def _name(value: Any, path: Path) -> str:
+    """It becomes a directory."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", str(value)):
+        raise _unusable(
+            f"{path}: name {str(value)!r}", hint="letters, digits and . _ + - make a directory's name"
+        )
+    return str(value)
 
 
 def _entries(given: Mapping[str, Any], key: str, path: Path, called: Mapping[str, str]) -> list[Values]:
