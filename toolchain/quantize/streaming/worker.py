@@ -12,6 +12,7 @@ import pickle
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,9 +31,10 @@ from toolchain.plan.types import Plan
 from toolchain.quantize.streaming.datafree import Source, make_packer, named_dtype, open_stream, settings
 from toolchain.quantize.streaming.executor import PackJob
 from toolchain.quantize.streaming.journal import SETTINGS, Journal
+from toolchain.quantize.streaming.outline import Item
 from toolchain.quantize.streaming.pack import Packer
 from toolchain.quantize.streaming.rows import TORCH_DTYPES
-from toolchain.quantize.streaming.shards import one_thread_each, write_shard
+from toolchain.quantize.streaming.shards import fill_shard, one_thread_each
 
 ATTEMPTS = "attempts"
 """Directory beside the journal's ``content``: a worker that was given up may still write, and must not write there."""
@@ -97,11 +99,15 @@ def write(work: Work, file: str) -> Made:
         given_up.unlink(missing_ok=True)
     path = attempts / f"{file}.{uuid4().hex}.partial"
     with one_thread_each(), ThreadPoolExecutor(work.threads, thread_name_prefix="pack") as pool:
-        write_shard(packer, shard, path, pool, Told(attempts / told_name(file)))
+        written = fill_shard(packer, shard, path, pool, Told(attempts / told_name(file)))
+        flushed = pool.submit(written.close)  # the disk writes while the hash is computed
+        digest = sha256_file(path)
+        flushed.result()
     items = {item.name for item in shard.items}
+    _release(packer, shard.items)
     return Made(
         attempt=path.name,
-        sha256=sha256_file(path),
+        sha256=digest,
         bytes=path.stat().st_size,
         cast={name: counts for name, counts in packer.cast.items() if name in items},
         peak_memory_bytes=peak_memory_bytes(),
@@ -128,7 +134,18 @@ def pack(work: Work, job: PackJob) -> str:
         file.flush()
     finally:
         file.abandon()
+    _release(packer, found.values())
     return path.name
+
+
+def _release(packer: Packer, items: Iterable[Item]) -> None:
+    """Tensors that were looked at for a scale that they share with ``items``: others pack them, and this process may
+    live long."""
+    names = {item.module: item.name for shard in packer.outline.shards for item in shard.items}
+    for item in items:
+        for member in packer.outline.groups.get(item.module, ()):
+            for name in packer.rows.stored_names(names[member]):
+                packer.rows.release(name)
 
 
 def told_name(file: str) -> str:
