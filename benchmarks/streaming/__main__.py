@@ -80,7 +80,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _device(options: argparse.Namespace) -> None:
-    from benchmarks.streaming.device import measure, show
+    from benchmarks.streaming.device import measure
+    from benchmarks.streaming.table import show
 
     print(show(measure(options.device, options.size_gb)))
 

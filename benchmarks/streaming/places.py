@@ -12,8 +12,9 @@ RUNS = BUILD / "results"
 SCRATCH = BUILD / "scratch"
 """The output of the run in progress; removed after it."""
 RESULT = ROOT / "benchmarks" / "results" / "streaming.json"
-DISK_RECORD = BUILD / "disk.json"
-"""What the disk was measured to give."""
+MARKDOWN = ROOT / "benchmarks" / "results" / "streaming.md"
+"""The table, as it stands in the README."""
+DEVICE_RECORD = RUNS / "device.json"
 
 
 def run_file(model: str, method: str) -> Path:
