@@ -11,6 +11,7 @@ import click
 from toolchain.cli.options import PATH, dry_run_option, force_option, json_option
 from toolchain.cli.output import Terminal, emit, facts, size, table
 from toolchain.core.errors import UsageError
+from toolchain.quantize.streaming.executor import EXECUTORS, LOCAL
 
 SWEEPS = Path("sweeps")
 
@@ -31,8 +32,8 @@ SWEEPS = Path("sweeps")
 @click.option("--table", "only_table", is_flag=True, help="Show what there is; plan and run nothing.")
 @click.option(
     "--executor",
-    type=click.Choice(("local", "ray")),
-    default="local",
+    type=click.Choice(EXECUTORS),
+    default=LOCAL,
     show_default=True,
     help="One cell after the other here, or spread over a Ray cluster whose nodes share this directory.",
 )
