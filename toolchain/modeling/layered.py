@@ -7,6 +7,7 @@ there. Everything else is a placeholder without parameters.
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ class LayeredModel:
                 yield made.to(self.device)
             finally:
                 self._put_layers({})
-                del made
+                empty(made)
                 forget(self.model)
 
     @contextmanager
@@ -128,7 +129,7 @@ class LayeredModel:
             yield made.to(self.device)
         finally:
             self.model = template
-            del made
+            empty(made)
             forget(template)
 
     @contextmanager
@@ -179,11 +180,26 @@ class LayeredModel:
             return False
 
 
+def empty(part: nn.Module) -> None:
+    """Its weights go, whoever still has the module."""
+    for tensor in [*part.parameters(), *part.buffers()]:
+        if not tensor.is_meta:
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+
 def forget(model: Any) -> None:
     """ModelOpt's record of what it did to ``model`` goes, and memory that Python's cycles hold."""
     if hasattr(model, "_modelopt_state"):
         del model._modelopt_state
     gc.collect()
+    _return_freed_pages()
+
+
+def _return_freed_pages() -> None:
+    """glibc keeps what was freed for the next tensors, which are seldom of the same sizes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

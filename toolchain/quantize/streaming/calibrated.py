@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,8 @@ def quantize_layers(
     """
     progress = progress or Silent()
     require_allowed(plan)
+    # oneDNN keeps a compiled matmul per number of tokens that an expert got, which is another each time: 25 MB a layer.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     started = time.monotonic()
     directory, target = resolve_model(plan.model), pick_device(device)
     dtype = dtype or named_dtype(directory)

@@ -117,6 +117,7 @@ class LayerSteps:
         path = f"{self._layered.prefix}.{index}"
         self._records.require_hidden(index, self.streams)
         with naming(index, path), self._layered.layer(index) as layer:
+            self._announce(index + 1)
             applied = self._quantize(
                 self._layered.model,
                 partial(self._observe, index, layer) if self._observes else None,
@@ -127,6 +128,16 @@ class LayerSteps:
             require_kv_scales(exporter, self._source.plan, 1)
             digests = self._shards.write(index, exporter)
         self._commit(index, digests, applied, f"{path}.")
+
+    def _announce(self, index: int) -> None:
+        """Let the kernel fetch the next layer while this one is worked on; this one's pages are not needed again."""
+        rows = self._source.rows
+        for item in self._shards.steps[index - 1]:
+            for name in rows.stored_names(item.name):
+                rows.forget(name)
+        for item in self._shards.steps[index] if index < len(self._layered) else ():
+            for name in rows.stored_names(item.name):
+                rows.announce(name)
 
     def _around(self, progress: Progress) -> None:
         """Embedding, final norm, output projection, and whatever else the files hold."""
