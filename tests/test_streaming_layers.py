@@ -199,6 +199,15 @@ def test_a_run_that_ended_goes_on(
     assert done == [1], "the first layer is not made again"
 
 
+def test_a_run_that_ended_is_dropped_when_the_output_is_made_in_memory(
+    tiny: Tiny, tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(tiny("qwen3_moe"), "nvfp4")
+    begun(plan, tmp_path / "out", monkeypatch, Killed())
+    quantize(plan, tmp_path / "out", device="cpu", stream=False)
+    assert hidden(tmp_path) == []
+
+
 def test_a_full_disk_leaves_what_is_finished(
     tiny: Tiny, tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ from toolchain.quantize.streaming.calibrated import quantize_layers
 from toolchain.quantize.streaming.choice import choose_way
 from toolchain.quantize.streaming.datafree import quantize_stream
 from toolchain.quantize.streaming.executor import ExecutorOptions
+from toolchain.quantize.streaming.journal import forget_unfinished
 
 _BUSY = threading.Lock()
 MANIFEST = "quantize.json"
@@ -128,6 +129,7 @@ def quantize(
             "files": hash_tree(directory),
         }
         atomic_write_json(directory / MANIFEST, manifest)
+    forget_unfinished(output)
     return manifest
 
 

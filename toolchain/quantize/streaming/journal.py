@@ -103,6 +103,11 @@ def _begin(
         (journal.root / name).mkdir(exist_ok=True)
 
 
+def forget_unfinished(output: Path) -> None:
+    """What a streamed run that ended early left beside ``output``, which has been made in another way."""
+    shutil.rmtree(output.with_name(f".{output.name}.streaming"), ignore_errors=True)
+
+
 def publish(journal: Journal, output: Path) -> None:
     """Move what was made to ``output``, in place of what is there, and forget the journal."""
     old = output.with_name(f".{output.name}.old")
