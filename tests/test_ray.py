@@ -240,7 +240,7 @@ def test_a_run_whose_driver_was_killed_goes_on_in_one_process(
     script = DRIVER.format(**values, out=str(tmp_path / "out"), address=cluster.address)
     finished = tmp_path / ".out.streaming" / "finished"
     driver = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], stderr=subprocess.PIPE)
-    while driver.poll() is None and not (any(finished.glob("[!.]*"))):
+    while driver.poll() is None and not any(finished.glob("[!.]*")):
         time.sleep(0.005)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL, driver.stderr and driver.stderr.read()[-2000:]

@@ -12,7 +12,12 @@ from typing import Any
 from toolchain.core.errors import ToolchainError, UsageError
 
 CONNECT_TIMEOUT_S = 10.0
-START_ONE = "start one: `ray start --head` on this machine, `ray start --address HOST:6379` on each other one"
+START_ONE = (
+    "start one: `ray start --head` on this machine, `ray start --address HOST:6379` on each other one; `ray stop` "
+    "forgets one that crashed"
+)
+LOOPBACK = ("localhost", "127.0.0.1")
+"""Ray takes them for this machine's address in its network (``resolve_ip_for_localhost``, 2.60)."""
 
 
 @contextmanager
@@ -98,12 +103,12 @@ def _require_reachable(ray: Any, address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         raise UsageError(f"Ray address {address!r}, expected host:port of the cluster's head", code="TC-236")
-    if host in ("localhost", "127.0.0.1"):  # Ray takes them for this machine's address in its network
-        host = ray.util.get_node_ip_address()
+    taken = ray.util.get_node_ip_address() if host in LOOPBACK else host.strip("[]")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        socket.create_connection((taken, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise _nobody(address, str(error)) from error
+        said = f"Ray takes it for {taken}, and a cluster on loopback alone is 127.0.0.2; " * (taken != host)
+        raise _nobody(address, f"{said}{error}") from error
 
 
 def _nobody(address: str, reason: str) -> ToolchainError:

@@ -53,7 +53,7 @@ class RayExecutor:
             "name": "ray",
             "nodes": len(alive_nodes(self._ray)),
             "cpus_per_task": cpus,
-            "peak_memory_bytes": run.peak,
+            "worker_peak_memory_bytes": run.peak,
         }
         return Written(hashes=run.hashes, cast=run.cast, details={"executor": details})
 

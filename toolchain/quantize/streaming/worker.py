@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import pickle
 import socket
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from toolchain.plan.types import Plan
 from toolchain.quantize.streaming.datafree import Source, make_packer, named_dtype, open_stream, settings
 from toolchain.quantize.streaming.executor import PackJob
 from toolchain.quantize.streaming.journal import SETTINGS, Journal
-from toolchain.quantize.streaming.outline import Item
+from toolchain.quantize.streaming.outline import Item, Outline
 from toolchain.quantize.streaming.pack import Packer
 from toolchain.quantize.streaming.rows import TORCH_DTYPES
 from toolchain.quantize.streaming.shards import fill_shard, one_thread_each
@@ -41,9 +40,9 @@ ATTEMPTS = "attempts"
 TELL_EVERY_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
-    """What all tasks of one run have in common, in types that every version can read."""
+    """What all tasks of one run have in common."""
 
     terms: str
     """JSON: what decides the bytes, and which code makes them, by name."""
@@ -57,10 +56,17 @@ class Work:
     """SHA-256 of the settings in that directory."""
     attempts: str
     """Absolute path of this run's directory for shards that are being written."""
-    outline: bytes
-    """The driver's ``Outline``, pickled: read only where the code is the driver's."""
+    outline: Outline = field(repr=False)
+    """The driver's: looked at only where the code is the driver's."""
     device: str
     threads: int
+
+    def __eq__(self, other: object) -> bool:
+        """By run: every task gets a copy."""
+        return isinstance(other, Work) and self.attempts == other.attempts
+
+    def __hash__(self) -> int:
+        return hash(self.attempts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,7 @@ def make_work(source: Source, journal: Journal, attempts: Path, *, device: str, 
         journal=str(journal.root.resolve()),
         begun=sha256_file(journal.root / SETTINGS),
         attempts=str(attempts.resolve()),
-        outline=pickle.dumps(source.outline),
+        outline=source.outline,
         device=device,
         threads=threads,
     )
@@ -180,8 +186,7 @@ def _open(work: Work) -> Packer:
     wanted, here = json.loads(work.terms), _terms(source)
     if wanted != here:
         raise _refused({name: (value, here.get(name)) for name, value in wanted.items()})
-    device = torch.device(work.device)
-    return make_packer(replace(source, outline=pickle.loads(work.outline)), device)
+    return make_packer(replace(source, outline=work.outline), torch.device(work.device))
 
 
 def _require_code(work: Work) -> None:
