@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
 from toolchain.codecs import Calibrated, compiled, e2m1, get_codec
+from toolchain.quantize.accuracy.grids import Nvfp4Grid
+from toolchain.quantize.accuracy.scale_search import _best, choose_scales
 
 pytest.importorskip("numba")
 
@@ -112,6 +114,31 @@ def test_modelopts_packing() -> None:
     assert torch.equal(found["weight"], expected._quantized_data)
     assert torch.equal(found["weight_scale"].view(torch.uint8), scale.view(torch.uint8).reshape(64, 16))
     assert torch.equal(found["weight_scale_2"], scale_2.reshape(()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 9),
+    blocks=st.integers(1, 40),
+    power=st.sampled_from([1, 3, 9]),
+    size=st.sampled_from([1e-30, 1e-6, 0.02, 1.0, 1e4]),
+    method=st.sampled_from(["window", "four_over_six"]),
+    block=st.sampled_from([16, 32]),
+)
+def test_the_search_for_scales(
+    seed: int, rows: int, blocks: int, power: int, size: float, method: str, block: int
+) -> None:
+    """Every block gets the scale that trying the candidates with torch gives it, equal errors included."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, blocks * block, generator=generator) ** power * size
+    weight[torch.rand(weight.shape, generator=generator) < 0.1] = 0
+    weight[0, :block] = 0
+    grid = Nvfp4Grid(e2m1.global_scale(weight.abs().amax()), block)
+    found = choose_scales(weight, grid, method)
+    expected = _best(weight, grid, method, None)
+    assert compiled.sum_lanes(block) is not None
+    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

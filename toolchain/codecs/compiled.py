@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -26,27 +27,65 @@ def pack_nvfp4(
 
     ``scales`` [N, K/block] where they are decided already; None: amax / 6 of each block.
     """
-    covered = weight.dim() == 2 and weight.dtype in PACKED_DTYPES and _is_worth(weight)
-    if not covered or weight.shape[1] % block or block % 2:
-        return None
-    factor = float(scale_2)
-    kernels = load() if math.isfinite(factor) else None
+    kernels = _kernels_for(weight, scale_2, block)
     if kernels is None:
         return None
-    rows, columns = weight.shape
-    if weight.dtype == torch.bfloat16:
-        source, kind = _words(weight), "bf16"
-    else:
-        source, kind = weight.float().contiguous().numpy(), "f32"
     if scales is None:
-        scales = torch.empty(rows, columns // block, dtype=torch.float8_e4m3fn)
-        codes = scales.view(torch.uint8).numpy()
-        getattr(kernels, f"scales_{kind}")(source, kernels.float32(factor), codes)
-    else:
-        codes = scales.contiguous().view(torch.uint8).numpy()
-    packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
-    getattr(kernels, f"codes_{kind}")(source, codes, kernels.float32(factor), packed.numpy())
+        scales = block_scales(weight, scale_2, block)
+        assert scales is not None
+    source, kind = _source(weight)
+    packed = torch.empty(len(weight), weight.shape[1] // 2, dtype=torch.uint8)
+    codes = scales.contiguous().view(torch.uint8).numpy()
+    getattr(kernels, f"codes_{kind}")(source, codes, kernels.float32(float(scale_2)), packed.numpy())
     return packed, scales
+
+
+def block_scales(weight: torch.Tensor, scale_2: torch.Tensor, block: int) -> torch.Tensor | None:
+    """[N, K] -> E4M3 scales [N, K/block], amax / 6 of each block."""
+    kernels = _kernels_for(weight, scale_2, block)
+    if kernels is None:
+        return None
+    source, kind = _source(weight)
+    scales = torch.empty(len(weight), weight.shape[1] // block, dtype=torch.float8_e4m3fn)
+    codes = scales.view(torch.uint8).numpy()
+    getattr(kernels, f"scales_{kind}")(source, kernels.float32(float(scale_2)), codes)
+    return scales
+
+
+def best_scales(
+    weight: torch.Tensor, scale_2: torch.Tensor, candidates: Sequence[torch.Tensor], block: int
+) -> torch.Tensor | None:
+    """Of E4M3 ``candidates``, each [N, K/block], the one with the least squared error in each block of float32 [N, K].
+
+    Between equals the earlier one. Errors are rounded as torch rounds them on this CPU.
+    """
+    kernels = _kernels_for(weight, scale_2, block)
+    lanes = sum_lanes(block) if kernels is not None and weight.dtype == torch.float32 else None
+    if kernels is None or lanes is None:
+        return None
+    best = candidates[0].clone()
+    trials = torch.stack([item.view(torch.uint8) for item in candidates[1:]]).numpy()
+    factor = kernels.float32(float(scale_2))
+    kernels.search_f32(weight.contiguous().numpy(), factor, trials, lanes, best.view(torch.uint8).numpy())
+    return best
+
+
+@functools.cache
+def sum_lanes(size: int) -> int | None:
+    """How many partial sums torch keeps when it adds up the last dimension of ``size`` float32 on this CPU, found by
+    trying: it is not documented. None when it adds in another order."""
+    numbers = torch.rand(1 << 12, size, generator=torch.Generator().manual_seed(0))
+    expected = numbers.sum(-1)
+    for lanes in (16, 8, 4, 1):
+        total = torch.zeros(len(numbers))
+        for lane in range(min(lanes, size)):
+            own = numbers[:, lane].clone()
+            for index in range(lane + lanes, size, lanes):
+                own += numbers[:, index]
+            total += own
+        if torch.equal(total, expected):
+            return lanes
+    return None
 
 
 def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
@@ -73,6 +112,20 @@ def dequantize_fp8(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, 
     spread = scales.repeat_interleave(rows, 0)[: len(codes)]
     spread = spread.repeat_interleave(columns, 1)[:, : codes.shape[1]]
     return (codes.float() * spread).to(torch.bfloat16)
+
+
+def _kernels_for(weight: torch.Tensor, scale_2: torch.Tensor, block: int) -> ModuleType | None:
+    covered = weight.dim() == 2 and weight.dtype in PACKED_DTYPES and _is_worth(weight)
+    if not covered or weight.shape[1] % block or block % 2 or not math.isfinite(float(scale_2)):
+        return None
+    return load()
+
+
+def _source(weight: torch.Tensor):  # type: ignore[no-untyped-def]  # numpy is imported with torch
+    """What the loops read, and the ending of their names."""
+    if weight.dtype == torch.bfloat16:
+        return _words(weight), "bf16"
+    return weight.float().contiguous().numpy(), "f32"
 
 
 def _words(weight: torch.Tensor):  # type: ignore[no-untyped-def]  # numpy is imported with torch

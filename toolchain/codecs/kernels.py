@@ -24,6 +24,8 @@ SUBNORMAL_SHIFT = float32(2.0**14)
 """Added, it leaves float32 no finer digit than 2^-9: its own rounding, ties to even, does the work."""
 E4M3_BIAS = float32(2.0**120)
 """Exponents of E4M3, put where float32 has its own, are 2^120 too small (biases 7 and 127)."""
+ROUNDING_SHIFT = float32(3.0 * 2.0**21)
+"""Times a binade: see ``e2m1.round_magnitude``."""
 MAGNITUDE = uint32(0x7FFFFFFF)
 HIGH_MAGNITUDE = uint32(0x7FFF0000)
 HIGH = uint32(0xFFFF0000)
@@ -198,3 +200,56 @@ def dequantize(codes: Any, scales: Any, rows: int, columns: int, out: Any) -> No
                 odd = uint32(uint32(bits >> uint32(16)) & uint32(1))
                 bits = uint32(uint32(bits + uint32(0x7FFF)) + odd)
                 out[row, at] = uint16(bits >> uint32(16))
+
+
+@inline
+def _round_e2m1(magnitude: Any) -> Any:
+    """float32 magnitude -> nearest of E2M1, as ``e2m1.round_magnitude`` has it (saturating at 6)."""
+    capped = min(magnitude, E2M1_MAX)
+    binade = as_float(uint32(as_bits(max(capped, float32(1.0))) & uint32(0x7F800000)))
+    shift = float32(binade * ROUNDING_SHIFT)
+    return float32(float32(capped + shift) - shift)
+
+
+@compiled
+def search_f32(source: Any, scale_2: Any, trials: Any, lanes: int, scales: Any) -> None:
+    """Replace the codes ``scales`` [N, blocks] by the one of ``trials`` with the least squared error of its block.
+
+    ``source`` float32 [N, K], ``trials`` uint8 [T, N, blocks], tried in order after ``scales``; a later one has to be
+    better. Sums are those of torch on a CPU with vectors of ``lanes`` numbers: partial sums by lane, then lane by lane.
+    """
+    count = scales.shape[1]
+    group = source.shape[1] // count
+    turned = np.empty((group, count), dtype=np.float32)
+    partial, error, best = (
+        np.empty(count, np.float32),
+        np.empty(count, np.float32),
+        np.empty(count, np.float32),
+    )
+    factors = np.empty(count, np.float32)
+    for row in range(uint64(source.shape[0])):
+        for block in range(uint64(count)):
+            for index in range(uint64(group)):
+                bits = as_bits(source[row, uint64(block * uint64(group) + index)])
+                turned[index, block] = as_float(uint32(bits & MAGNITUDE))
+        for trial in range(uint64(trials.shape[0] + 1)):
+            codes = scales[row] if trial == 0 else trials[uint64(trial - uint64(1)), row]
+            for block in range(uint64(count)):
+                factors[block] = float32(_from_e4m3(codes[block]) * scale_2)
+                error[block] = float32(0.0)
+            for lane in range(uint64(lanes)):
+                for index in range(lane, uint64(group), uint64(lanes)):
+                    for block in range(uint64(count)):
+                        scaled = float32(turned[index, block] / factors[block])
+                        off = float32(_round_e2m1(scaled) - scaled)
+                        own = float32(off * off)
+                        partial[block] = own if index == lane else float32(partial[block] + own)
+                for block in range(uint64(count)):
+                    error[block] = float32(error[block] + partial[block])
+            for block in range(uint64(count)):
+                found = float32(error[block] * float32(factors[block] * factors[block]))
+                if trial == 0:
+                    best[block] = found
+                elif found < best[block]:
+                    best[block] = found
+                    scales[row, block] = codes[block]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from toolchain.codecs import e2m1, int4_awq, mx
+from toolchain.codecs import compiled, e2m1, int4_awq, mx
 from toolchain.formats import get_format
 from toolchain.quantize.accuracy import grids8
 
@@ -45,7 +45,8 @@ class Nvfp4Grid:
         self.scale_2, self.group = scale_2, group
 
     def base(self, weight: torch.Tensor) -> torch.Tensor:
-        return e2m1.block_scales(weight, self.scale_2, self.group)
+        found = compiled.block_scales(weight, self.scale_2, self.group)
+        return e2m1.block_scales(weight, self.scale_2, self.group) if found is None else found
 
     def factors(self, scales: torch.Tensor) -> torch.Tensor:
         return scales.float() * self.scale_2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from toolchain.codecs import e2m1
+from toolchain.codecs import compiled, e2m1
 from toolchain.quantize.accuracy.grids import LARGEST_CODE, Grid, Nvfp4Grid
 
 CHUNK_ELEMENTS = 1 << 16
@@ -25,6 +25,12 @@ def choose_scales(
     ``method`` is what ``Grid.candidates`` knows; ``mse`` is exact over every positive E4M3 code.
     """
     if hessian is None:
+        if method != "mse" and isinstance(grid, Nvfp4Grid):
+            found = compiled.best_scales(
+                weight, grid.scale_2, list(grid.candidates(weight, method)), grid.group
+            )
+            if found is not None:
+                return found
         rows = max(1, CHUNK_ELEMENTS // weight.shape[1])
         if method == "mse" and isinstance(grid, Nvfp4Grid):
             return torch.cat([_sweep(part, grid) for part in weight.split(rows)])
