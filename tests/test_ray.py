@@ -305,9 +305,10 @@ def test_calibrated_layers_are_packed_elsewhere(
     monkeypatch.setattr(RayPieces, "begin", count)
     plan = plan_for(tiny(kind), format, **options)
     quantize(plan, tmp_path / "memory", device="cpu", stream=False)
-    quantize(plan, tmp_path / "spread", device="cpu", executor=ON_RAY)
+    manifest = quantize(plan, tmp_path / "spread", device="cpu", executor=ON_RAY)
     assert files(tmp_path / "spread") == files(tmp_path / "memory")
     assert any("experts.3.down_proj" in name for name in sent) == elsewhere
+    assert manifest["executor"] == {"name": "ray", "version": ray.__version__, "nodes": 2}
     assert hidden(tmp_path) == []
 
 

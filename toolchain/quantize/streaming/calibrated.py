@@ -123,7 +123,7 @@ def quantize_layers(
             device=target,
             data=data,
             coverage=coverage,
-            details=merge_details(steps.details),
+            details={**merge_details(steps.details), **packing.about},
             seconds={"quantize": round(time.monotonic() - started, 2)},
             streamed="layers",
         )

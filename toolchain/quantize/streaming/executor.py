@@ -84,6 +84,8 @@ class PackJob:
 class Executor(Protocol):
     device: str
     """``cpu`` or ``cuda``, with or without an index: for the manifest."""
+    about: dict[str, Any]
+    """For the manifest: what packs, where that is not this process."""
 
     def write_shards(
         self, source: Source, todo: list[Shard], journal: Journal, *, progress: Progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from toolchain.core.progress import Progress
 from toolchain.modeling.loading import pick_device
@@ -19,6 +20,7 @@ class LocalExecutor:
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         self._device, self._threads = pick_device(device), threads
         self.device = str(self._device)
+        self.about: dict[str, Any] = {}
 
     def write_shards(
         self, source: Source, todo: list[Shard], journal: Journal, *, progress: Progress

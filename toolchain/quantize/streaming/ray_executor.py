@@ -36,6 +36,8 @@ class RayExecutor:
         self._ray, self._cpus = ray, cpus
         self.device = require_device(ray, device)
         require_cpus(ray, cpus)
+        about = {"name": "ray", "version": ray.__version__, "nodes": len(alive_nodes(ray))}
+        self.about: dict[str, Any] = {"executor": about}
 
     def write_shards(
         self, source: Source, todo: list[Shard], journal: Journal, *, progress: Progress
@@ -49,13 +51,10 @@ class RayExecutor:
             task = remote(self._ray, write, cpus=cpus, gpus=gpus)
             run = _Run(self._ray, task, self._ray.put(work), attempts, journal, done)
             run.all(todo, lambda: slots(self._ray, cpus, gpus))
-        details = {
-            "name": "ray",
-            "nodes": len(alive_nodes(self._ray)),
-            "cpus_per_task": cpus,
-            "worker_peak_memory_bytes": run.peak,
-        }
-        return Written(hashes=run.hashes, cast=run.cast, details={"executor": details})
+        own = {"cpus_per_task": cpus, "worker_peak_memory_bytes": run.peak}
+        return Written(
+            hashes=run.hashes, cast=run.cast, details={"executor": {**self.about["executor"], **own}}
+        )
 
     def pieces(self, source: Source, journal: Journal) -> AbstractContextManager[Pieces]:
         return ray_pieces(self._ray, source, journal, cpus=self._cpus or 1)
