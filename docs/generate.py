@@ -86,7 +86,14 @@ def _cell(row: SupportRow) -> str:
 def readme() -> str:
     """README.md with its generated parts renewed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, made in (("support", support()), ("matrix", matrix()), ("accuracy", accuracy())):
+    streaming = (ROOT / "benchmarks" / "results" / "streaming.md").read_text(encoding="utf-8").rstrip()
+    tables = (
+        ("support", support()),
+        ("matrix", matrix()),
+        ("accuracy", accuracy()),
+        ("streaming", streaming),
+    )
+    for name, made in tables:
         pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
         text, replaced = re.subn(
             pattern, lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text, flags=re.DOTALL

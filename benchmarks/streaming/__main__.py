@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from fnmatch import fnmatch
 
 
@@ -23,6 +25,7 @@ def main() -> None:
     )
     device.add_argument("--device", default="auto")
     device.add_argument("--size-gb", type=int, default=4)
+    device.add_argument("--only-cuda", action="store_true", help="do nothing without CUDA")
     table = commands.add_parser("table", help="assemble the result file and print the table")
     table.add_argument("--dry-run", action="store_true", help="print only")
     options = parser.parse_args()
@@ -65,6 +68,7 @@ def _peers(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     """Nothing heavy is imported here: see measure.py."""
     from benchmarks.streaming.methods import BY_NAME
+    from benchmarks.streaming.places import ROOT
     from benchmarks.streaming.runs import measure_all
 
     known = _all_models()
@@ -75,11 +79,19 @@ def _run(options: argparse.Namespace) -> None:
         keep=options.keep,
         force=options.force,
     )
+    # On a machine with CUDA its rates as well; in another process, because it imports torch.
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.streaming", "device", "--only-cuda"], cwd=ROOT, check=True
+    )
     if failed:
         raise SystemExit(f"{failed} methods failed")
 
 
 def _device(options: argparse.Namespace) -> None:
+    import torch
+
+    if options.only_cuda and not torch.cuda.is_available():
+        return
     from benchmarks.streaming.device import measure
     from benchmarks.streaming.table import show
 

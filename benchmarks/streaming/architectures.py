@@ -50,6 +50,10 @@ class Architecture:
         yield _norm("model.norm.weight", hidden)
         yield _bf16("lm_head.weight", VOCABULARY, hidden)
 
+    def layer_bytes(self) -> int:
+        """Of a layer with experts, in BF16: what calibration computes with."""
+        return sum(2 * prod(tensor.shape) for tensor in self.layer(1))
+
     def layers_of(self, size: int) -> int:
         """Layers with which the weights come nearest to ``size`` bytes; two at least."""
         outside = sum(tensor.bytes for tensor in self.tensors(0))

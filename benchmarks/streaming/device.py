@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +69,7 @@ def _from_disk(architecture: str, size_gb: int, device: torch.device) -> dict[st
     from toolchain.quantize.job import quantize
 
     source = MODELS / f"{architecture}-{size_gb}gb"
+    was_there = source.is_dir()
     make_model(architecture, size_gb, source)
     drop_from_cache(source)
     plan = make_plan(
@@ -82,6 +82,8 @@ def _from_disk(architecture: str, size_gb: int, device: torch.device) -> dict[st
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     written = read_json(output / "quantize.json")["tensor_bytes"]
     shutil.rmtree(output)
+    if not was_there:
+        shutil.rmtree(source)
     return {
         "seconds": round(seconds, 2),
         "source_bytes_per_s": size / seconds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from benchmarks.streaming.architectures import ARCHITECTURES, SIZES_GB, model_name
+from benchmarks.streaming.architectures import ARCHITECTURES, BY_NAME, SIZES_GB, model_name
 from benchmarks.streaming.methods import FLOOR, METHODS, OURS_FIRST
 from benchmarks.streaming.places import DEVICE_RECORD, MARKDOWN, RESULT, run_file
 from toolchain.core.files import atomic_write_json, atomic_write_text, read_json
@@ -113,11 +113,18 @@ def _line(row: Row, rows: list[Row]) -> str:
         f"{seconds / size:.2f}",
         f"{moved / seconds / 1e6:.0f}",
         f"{row['cpu_user_s'] + row['cpu_system_s']:.1f}",
-        f"{row['peak_rss_bytes'] / 1e9:.2f}",
+        f"{row['peak_rss_bytes'] / 1e9:.2f}" + _limit(row),
         f"{floor['seconds']:.1f} ({100 * floor['seconds'] / seconds:.0f} %)" if floor else "-",
         f"{seconds / ours['seconds']:.1f}" if ours else "-",
     ]
     return f"{start} {' | '.join(cells)} |"
+
+
+def _limit(row: Row) -> str:
+    """What calibrated streaming is allowed: two layers and a gigabyte."""
+    if not row["method"].endswith("calibrated"):
+        return ""
+    return f" (2 layers + 1 GB: {2 * BY_NAME[row['architecture']].layer_bytes() / 1e9 + 1:.2f})"
 
 
 def _growth(row: Row, rows: list[Row]) -> str | None:

@@ -1,6 +1,6 @@
 """ModelOpt's conversion of quantization configs, without ModelOpt's packages.
 
-Importing the package that it lies in takes nine seconds and 350 MB: more than quantizing a small model does. The file
+Importing the package that it lies in takes seven seconds and 350 MB: more than quantizing a small model does. The file
 itself imports nothing of them (ModelOpt 0.47).
 """
 
