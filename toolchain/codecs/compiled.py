@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 LEAST_ELEMENTS = 1 << 18
-"""Below it torch is used: loading takes half a second once per process, and three when nothing is in numba's cache."""
+"""Below it torch is used: loading takes half a second once per process, and two when nothing is in numba's cache."""
 PACKED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
