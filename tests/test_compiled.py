@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
+from tests.planning import plan_for
+from tests.tiny import make_fp8_source
 from toolchain.codecs import Calibrated, compiled, e2m1, get_codec
+from toolchain.plan.policy import PolicyOptions
 from toolchain.quantize.accuracy.grids import Nvfp4Grid
 from toolchain.quantize.accuracy.scale_search import _best, choose_scales
+from toolchain.quantize.job import quantize
 
 pytest.importorskip("numba")
 
@@ -207,3 +213,23 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
         assert compiled.largest_magnitude(weight) == weight.abs().amax()
     finally:
         compiled.load.cache_clear()
+
+
+@pytest.mark.parametrize("recipe", ["pinned", "window+pinned", "four_over_six+pinned"])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_whole_checkpoints(
+    recipe: str, fp8: bool, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamed with compiled loops, from BF16 and from FP8 blocks: the files of the model in memory by torch alone."""
+    source = tiny("deepseek_v3")
+    if fp8:
+        source = make_fp8_source(source, tmp_path / "source")
+    plan = plan_for(source, "nvfp4", recipe=recipe, policy_options=PolicyOptions(shared_experts="bf16"))
+    quantize(plan, tmp_path / "compiled", device="cpu", stream=True)
+    monkeypatch.setattr(compiled, "LEAST_ELEMENTS", 1 << 60)
+    quantize(plan, tmp_path / "torch", device="cpu", stream=False)
+    names = sorted(path.name for path in (tmp_path / "torch").glob("*.safetensors"))
+    assert names and all(
+        (tmp_path / "compiled" / name).read_bytes() == (tmp_path / "torch" / name).read_bytes()
+        for name in names
+    )
