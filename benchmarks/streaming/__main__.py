@@ -17,7 +17,9 @@ def main() -> None:
     run = commands.add_parser("run", help="measure what is not measured yet")
     run.add_argument("--models", default="*")
     run.add_argument("--methods", default="*", help="names or patterns, with commas: ours-*,modelopt-*")
-    run.add_argument("--rounds", type=int, default=3, help="of 1 and 4 GB, in turns; 16 GB is measured once")
+    run.add_argument(
+        "--rounds", type=int, default=3, help="in turns; 16 GB is measured once, peers at 4 GB as well"
+    )
     run.add_argument("--keep", action="store_true", help="leave the models on the disk")
     run.add_argument("--force", action="store_true", help="measure again")
     device = commands.add_parser(
