@@ -15,7 +15,7 @@ from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
 from tests.planning import plan_for
 from tests.tiny import make_fp8_source
-from toolchain.codecs import Calibrated, compiled, e2m1, get_codec
+from toolchain.codecs import Calibrated, compiled, e2m1, get_codec, mx
 from toolchain.plan.policy import PolicyOptions
 from toolchain.quantize.accuracy.grids import Nvfp4Grid
 from toolchain.quantize.accuracy.scale_search import _best, choose_scales
@@ -145,6 +145,38 @@ def test_the_search_for_scales(
     expected = _best(weight, grid, method, None)
     assert compiled.sum_lanes(block) is not None
     assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 9),
+    blocks=st.integers(1, 40),
+    power=st.sampled_from([1, 3, 9]),
+    size=st.sampled_from([1e-38, 1e-20, 0.02, 1.0, 1e30]),
+)
+def test_mxfp4(seed: int, rows: int, blocks: int, power: int, size: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, blocks * 32, generator=generator) ** power * size
+    weight[torch.rand(weight.shape, generator=generator) < 0.1] = 0
+    weight[0, :32] = 0
+    assert_same_mxfp4(weight.clamp(-3e38, 3e38).to(torch.bfloat16))
+
+
+def test_mxfp4_of_every_bfloat16_number_and_tie() -> None:
+    assert_same_mxfp4(FINITE_BF16[: len(FINITE_BF16) // 32 * 32].reshape(-1, 32))
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0] * 4) * torch.tensor([1.0, -1.0] * 16)
+    assert_same_mxfp4((ties * torch.exp2(torch.arange(-120, 120).float()).unsqueeze(1)).to(torch.bfloat16))
+
+
+def assert_same_mxfp4(weight: torch.Tensor) -> None:
+    amax = weight.unflatten(-1, (-1, 32)).abs().amax(-1).float()
+    found = compiled.block_amax(weight, 32)
+    assert found is not None and torch.equal(found, amax)
+    exponent = mx.exponents(weight, e2m1.E2M1_MAX)
+    packed = compiled.pack_mxfp4(weight, torch.exp2(exponent))
+    assert packed is not None
+    assert torch.equal(packed, e2m1.pack_nibbles(mx.encode_fp4(weight, exponent)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

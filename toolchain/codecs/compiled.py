@@ -1,7 +1,7 @@
-"""NVFP4 in one pass over the weights, compiled for this CPU by numba: torch takes some twenty.
+"""NVFP4 and MXFP4 in one pass over the weights, compiled for this CPU by numba: torch takes some twenty.
 
-The numbers are those of ``e2m1.py``, bit for bit (tests/test_compiled.py): each division and rounding is IEEE's in
-float32, and in the same order. The functions return None, and the caller goes on with torch, where numba is missing, on
+The numbers are those of ``e2m1.py`` and ``mx.py``, bit for bit (tests/test_compiled.py): each division and rounding is
+IEEE's in float32, and in the same order. The functions return None, and the caller goes on with torch, where numba is missing, on
 other devices, for tensors so small that loading compiled code costs more than it gains, and for tensors whose largest
 magnitude is not finite. They release the interpreter lock.
 """
@@ -88,6 +88,27 @@ def sum_lanes(size: int) -> int | None:
     return None
 
 
+def block_amax(weight: torch.Tensor, block: int) -> torch.Tensor | None:
+    """bfloat16 [N, K] -> largest magnitude of each block, float32 [N, K/block]."""
+    kernels = _kernels_for(weight, None, block) if weight.dtype == torch.bfloat16 else None
+    if kernels is None:
+        return None
+    found = torch.empty(len(weight), weight.shape[1] // block, dtype=torch.float32)
+    kernels.amax_bf16(_words(weight), found.numpy())
+    return found
+
+
+def pack_mxfp4(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor | None:
+    """bfloat16 [N, K] and the power of two of each of its blocks, float32 [N, K/32] -> uint8 [N, K/2] as ``mx.py``."""
+    covered = weight.dim() == 2 and weight.dtype == torch.bfloat16
+    kernels = _kernels_for(weight, None, weight.shape[1] // factors.shape[1]) if covered else None
+    if kernels is None:
+        return None
+    packed = torch.empty(len(weight), weight.shape[1] // 2, dtype=torch.uint8)
+    kernels.mx_codes_bf16(_words(weight), factors.contiguous().numpy(), packed.numpy())
+    return packed
+
+
 def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
     """Largest magnitude as float32 (0-dim, on the tensor's device); NaN where it holds one."""
     if weight.dtype == torch.bfloat16 and weight.numel() % 2 == 0 and _is_worth(weight):
@@ -114,11 +135,11 @@ def dequantize_fp8(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, 
     return (codes.float() * spread).to(torch.bfloat16)
 
 
-def _kernels_for(weight: torch.Tensor, scale_2: torch.Tensor, block: int) -> ModuleType | None:
+def _kernels_for(weight: torch.Tensor, scale_2: torch.Tensor | None, block: int) -> ModuleType | None:
     covered = weight.dim() == 2 and weight.dtype in PACKED_DTYPES and _is_worth(weight)
-    if not covered or weight.shape[1] % block or block % 2 or not math.isfinite(float(scale_2)):
+    if not covered or weight.shape[1] % block or block % 2:
         return None
-    return load()
+    return load() if scale_2 is None or math.isfinite(float(scale_2)) else None
 
 
 def _source(weight: torch.Tensor):  # type: ignore[no-untyped-def]  # numpy is imported with torch

@@ -1,4 +1,5 @@
-"""The loops behind ``compiled.py``, which alone imports them: they need numba.
+"""The loops behind ``compiled.py``, which alone imports them: they need numba. One file, because numba's cache notices
+changes of the file that a loop stands in, and of no other.
 
 What lets LLVM make vectors of them: a word of 32 bits holds two bfloat16 numbers, the even one low, and becomes one
 byte of two codes without a shuffle; the factors of a row stand in an array, as the elements do; indices are unsigned,
@@ -174,6 +175,48 @@ def codes_f32(source: Any, scales: Any, scale_2: Any, packed: Any) -> None:
         for index in range(uint64(packed.shape[1])):
             even = _e2m1(float32(source[row, uint64(2 * index)] / factors[index]))
             odd = _e2m1(float32(source[row, uint64(2 * index + 1)] / factors[index]))
+            packed[row, index] = uint8(uint32(even | uint32(odd << uint32(4))))
+
+
+@compiled
+def amax_bf16(source: Any, found: Any) -> None:
+    """uint32 [N, K/2], two bfloat16 each -> largest magnitude of each block, float32 ``found`` [N, blocks]."""
+    words = uint64(source.shape[1] // found.shape[1])
+    for row in range(uint64(source.shape[0])):
+        for block in range(uint64(found.shape[1])):
+            largest = uint32(0)
+            for index in range(words):
+                largest = _larger(largest, _word_magnitude(source[row, uint64(block * words + index)]))
+            found[row, block] = as_float(uint32(largest & HIGH_MAGNITUDE))
+
+
+@inline
+def _e2m1_down(scaled: Any) -> Any:
+    """As ``_e2m1``, but ties towards zero, and all that is not above zero with the sign of -0."""
+    magnitude = as_float(uint32(as_bits(scaled) & MAGNITUDE))
+    code = uint32(magnitude > float32(0.25))
+    code = uint32(code + uint32(magnitude > float32(0.75)))
+    code = uint32(code + uint32(magnitude > float32(1.25)))
+    code = uint32(code + uint32(magnitude > float32(1.75)))
+    code = uint32(code + uint32(magnitude > float32(2.5)))
+    code = uint32(code + uint32(magnitude > float32(3.5)))
+    code = uint32(code + uint32(magnitude > float32(5.0)))
+    return uint32(code | uint32(uint32(not (scaled > float32(0.0))) << uint32(3)))
+
+
+@compiled
+def mx_codes_bf16(source: Any, scales: Any, packed: Any) -> None:
+    """uint32 [N, K/2] over the float32 ``scales`` [N, blocks] of its blocks -> ``packed`` uint8 [N, K/2]."""
+    words = uint64(packed.shape[1] // scales.shape[1])
+    factors = np.empty(packed.shape[1], dtype=np.float32)
+    for row in range(uint64(source.shape[0])):
+        for block in range(uint64(scales.shape[1])):
+            for index in range(words):
+                factors[uint64(block * words + index)] = scales[row, block]
+        for index in range(uint64(packed.shape[1])):
+            word = source[row, index]
+            even = _e2m1_down(float32(as_float(uint32(word << uint32(16))) / factors[index]))
+            odd = _e2m1_down(float32(as_float(uint32(word & HIGH)) / factors[index]))
             packed[row, index] = uint8(uint32(even | uint32(odd << uint32(4))))
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from toolchain.codecs.e2m1 import E2M1_MAX, E4M3_MAX, values_of
+from toolchain.codecs import compiled
+from toolchain.codecs.e2m1 import E2M1_MAX, E4M3_MAX, pack_nibbles, values_of
 
 BLOCK = 32
 BIAS = 127
@@ -18,7 +19,9 @@ _MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 
 def exponents(x: torch.Tensor, largest: float) -> torch.Tensor:
     """[..., K] -> float32 exponents [..., K/32] in -127..127; -127 for a block of zeros."""
-    amax = x.unflatten(-1, (-1, BLOCK)).abs().amax(-1).float()
+    amax = compiled.block_amax(x, BLOCK)
+    if amax is None:
+        amax = x.unflatten(-1, (-1, BLOCK)).abs().amax(-1).float()
     return torch.log2(amax / largest).ceil().clamp_(-BIAS, BIAS)
 
 
@@ -41,6 +44,12 @@ def encode_fp4(x: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
     for midpoint in _MIDPOINTS:
         codes += magnitude > midpoint
     return codes | (negative.to(torch.uint8) << 3)
+
+
+def pack_fp4(x: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """The same, two in a byte [..., K/2], even elements low."""
+    packed = compiled.pack_mxfp4(x, torch.exp2(exponent))
+    return pack_nibbles(encode_fp4(x, exponent)) if packed is None else packed
 
 
 def encode_fp8(x: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,7 @@ class Mxfp4Codec:
         scales = calibrated.weight_scale
         if scales is None:
             scales = mx.stored_scales(mx.exponents(weight, e2m1.E2M1_MAX))
-        codes = mx.encode_fp4(weight, scales.float() - mx.BIAS)
-        return {"weight": e2m1.pack_nibbles(codes), "weight_scale": scales}
+        return {"weight": mx.pack_fp4(weight, scales.float() - mx.BIAS), "weight_scale": scales}
 
     def unpack(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         values = e2m1.values_of(e2m1.unpack_nibbles(tensors["weight"]))
