@@ -1,9 +1,9 @@
 """NVFP4 and MXFP4 in one pass over the weights, compiled for this CPU by numba: torch takes some twenty.
 
 The numbers are those of ``e2m1.py`` and ``mx.py``, bit for bit (tests/test_compiled.py): each division and rounding is
-IEEE's in float32, and in the same order. The functions return None, and the caller goes on with torch, where numba is missing, on
-other devices, for tensors so small that loading compiled code costs more than it gains, and for tensors whose largest
-magnitude is not finite. They release the interpreter lock.
+IEEE's in float32, and in the same order. The functions return None, and the caller goes on with torch, where numba is
+missing, on other devices, for tensors so small that loading compiled code costs more than it gains, and for tensors
+whose largest magnitude is not finite. They release the interpreter lock.
 """
 
 from __future__ import annotations
