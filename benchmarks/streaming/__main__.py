@@ -69,14 +69,17 @@ def _peers(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Nothing heavy is imported here: see measure.py."""
+    from benchmarks.accuracy.places import PEER_PYTHON
     from benchmarks.streaming.methods import BY_NAME
     from benchmarks.streaming.places import ROOT
     from benchmarks.streaming.runs import measure_all
 
-    known = _all_models()
+    known, methods = _all_models(), chosen(list(BY_NAME), options.methods)
+    if not PEER_PYTHON.is_file() and any(name.startswith("llmcompressor") for name in methods):
+        raise SystemExit(f"{PEER_PYTHON} does not exist; `python -m benchmarks.streaming peers` makes it")
     failed = measure_all(
         [known[name] for name in chosen(list(known), options.models)],
-        chosen(list(BY_NAME), options.methods),
+        methods,
         rounds=options.rounds,
         keep=options.keep,
         force=options.force,
