@@ -15,6 +15,19 @@ from toolchain.recipes import is_recipe_file
 if TYPE_CHECKING:
     from toolchain.auto.space import Space
 
+PLACEMENT = (
+    "tp",
+    "ep",
+    "pp",
+    "attention_dp",
+    "max_num_tokens",
+    "chunked_prefill",
+    "moe_backend",
+    "eplb_slots",
+    "eplb_layer_updates",
+)
+"""Fields of ``Serving`` that are passed on as they are; the others have defaults that depend on the model."""
+
 
 def make_request_plan(request: EngineRequest, info: ModelInfo | None = None) -> Plan:
     """Read the model's headers and plan; violations are in ``plan.findings``. Of ``--format auto``, which measures
@@ -59,9 +72,9 @@ def _surroundings(request: EngineRequest, info: ModelInfo) -> dict[str, Any]:
         "serving": Serving(
             max_batch_size=DEFAULT_BATCH_SIZE if batch is None else batch,
             max_seq_len=min(DEFAULT_SEQ_LEN, info.max_position_embeddings) if length is None else length,
-            tp=request.tp,
-            ep=request.ep,
-            pp=request.pp,
+            **{name: getattr(request, name) for name in PLACEMENT},
+            speculative=request.speculative or {},
+            llm_args=request.llm_args or {},
         ),
         "calibration": request.calibration(),
     }

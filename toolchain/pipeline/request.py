@@ -12,7 +12,7 @@ from toolchain.auto.cost import COSTS
 from toolchain.core.errors import UsageError
 from toolchain.evaluate.gates import Gates, option
 from toolchain.plan.policy import PolicyOptions
-from toolchain.plan.types import Calibration
+from toolchain.plan.types import Calibration, Serving
 from toolchain.quantize.streaming.executor import ExecutorOptions
 from toolchain.recipes import is_recipe_file
 
@@ -67,6 +67,16 @@ class EngineRequest:
     pp: int = 1
     max_batch_size: int | None = None
     max_seq_len: int | None = None
+    attention_dp: bool = False
+    max_num_tokens: int = Serving.max_num_tokens
+    chunked_prefill: bool = True
+    moe_backend: str = ""
+    eplb_slots: int = 0
+    eplb_layer_updates: int = 0
+    speculative: dict | None = None
+    """``speculative_config`` of TensorRT-LLM's LLM API, as it is."""
+    llm_args: dict | None = None
+    """Further arguments of the LLM API; they win over those that the plan makes."""
     calib_data: str | list | tuple = ""
     """A path or data set name, or several."""
     calib_samples: int = Calibration.samples

@@ -78,10 +78,32 @@ class Serving:
     """Limits and parallelism that the engine is planned for."""
 
     max_batch_size: int
+    """Requests at once; with ``attention_dp`` on each rank, as TensorRT-LLM's option of this name counts them."""
     max_seq_len: int
     tp: int = 1
     ep: int = 1
     pp: int = 1
+    attention_dp: bool = False
+    """Every rank of tp runs attention, dense MLPs and shared experts whole, for requests of its own."""
+    max_num_tokens: int = 8192
+    """Tokens of one forward step of a rank: the default of TensorRT-LLM's LLM API."""
+    chunked_prefill: bool = True
+    """Prompts longer than ``max_num_tokens`` are prefilled in several steps."""
+    moe_backend: str = ""
+    """``moe_config.backend`` that is wished for; empty: chosen from format, GPU and release."""
+    eplb_slots: int = 0
+    """Expert slots of a layer over all ranks of ep, replicas included (expert load balancing); 0: none."""
+    eplb_layer_updates: int = 0
+    """Layers whose experts are placed anew in each iteration; 0: the placement stays as at start."""
+    speculative: dict[str, Any] = field(default_factory=dict)
+    """``speculative_config`` of the LLM API, as it is; empty: none."""
+    llm_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the LLM API, merged over all others; unknown ones are refused when they are rendered."""
+
+    @property
+    def attention_tp(self) -> int:
+        """Ranks that attention, dense MLPs, shared experts and the vocabulary are cut over."""
+        return 1 if self.attention_dp else self.tp
 
 
 @dataclass(frozen=True, kw_only=True)
