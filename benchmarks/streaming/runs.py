@@ -14,7 +14,9 @@ from typing import Any
 
 from benchmarks.streaming.measure import drop_from_cache, run_measured
 from benchmarks.streaming.methods import FLOOR, HERE, METHODS, Method
-from benchmarks.streaming.places import MODELS, ROOT, RUNS, SCRATCH, run_file
+from benchmarks.streaming.places import BUILD, MODELS, ROOT, RUNS, SCRATCH, run_file
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import lock
 
 MAKE = "from pathlib import Path; from benchmarks.streaming.models import make_model; make_model({!r}, {}, Path({!r}))"
 SMALL_GB = 1
@@ -36,6 +38,7 @@ def measure_model(
     subprocess.run(
         [sys.executable, "-c", MAKE.format(architecture, size_gb, str(source))], cwd=ROOT, check=True
     )
+    size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(rounds):
         for method in todo:
@@ -53,11 +56,9 @@ def measure_model(
             made = _once(_floor(written), source)
             found.setdefault(FLOOR, []).append(made)
             print(f"{model} {FLOOR} {turn + 1}/{rounds}: {_line(made)}", flush=True)
-    size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    for name, results in found.items():
-        _write(
-            run_file(model, name), {"model": model, "method": name, "source_bytes": size, "rounds": results}
-        )
+        for name, made_so_far in found.items():
+            content = {"model": model, "method": name, "source_bytes": size, "rounds": made_so_far}
+            _write(run_file(model, name), content)
     if not keep:
         shutil.rmtree(source)
     return sum(any("error" in made for made in results) for results in found.values())
@@ -123,8 +124,19 @@ def _line(made: dict[str, Any]) -> str:
 def measure_all(
     names: list[tuple[str, int]], methods: list[str], *, rounds: int, keep: bool, force: bool
 ) -> int:
+    """How many methods failed. SystemExit when another run measures here: it would disturb both, and share a folder."""
     chosen = [method for method in METHODS if method.name in methods]
-    return sum(
-        measure_model(architecture, size, chosen, rounds=rounds if size < 16 else 1, keep=keep, force=force)
-        for architecture, size in names
-    )
+    BUILD.mkdir(parents=True, exist_ok=True)
+    handle = os.open(BUILD, os.O_RDONLY)
+    try:
+        lock(handle, BUILD)
+        return sum(
+            measure_model(
+                architecture, size, chosen, rounds=rounds if size < 16 else 1, keep=keep, force=force
+            )
+            for architecture, size in names
+        )
+    except ToolchainError as error:
+        raise SystemExit(str(error)) from error
+    finally:
+        os.close(handle)
