@@ -73,7 +73,6 @@ def _surroundings(request: EngineRequest, info: ModelInfo) -> dict[str, Any]:
             max_batch_size=DEFAULT_BATCH_SIZE if batch is None else batch,
             max_seq_len=min(DEFAULT_SEQ_LEN, info.max_position_embeddings) if length is None else length,
             **{name: getattr(request, name) for name in PLACEMENT},
-            speculative=request.speculative or {},
             llm_args=request.llm_args or {},
         ),
         "calibration": request.calibration(),

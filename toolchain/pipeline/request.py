@@ -23,6 +23,8 @@ LEAST = {
     "min_tokens_per_expert": 0,
     "eval_tokens": 2,
     "seed": 0,
+    "eplb_slots": 0,
+    "eplb_layer_updates": 0,
 }
 """The smallest values that mean something; Python's generators take -1 for 1."""
 
@@ -73,10 +75,8 @@ class EngineRequest:
     moe_backend: str = ""
     eplb_slots: int = 0
     eplb_layer_updates: int = 0
-    speculative: dict | None = None
-    """``speculative_config`` of TensorRT-LLM's LLM API, as it is."""
     llm_args: dict | None = None
-    """Further arguments of the LLM API; they win over those that the plan makes."""
+    """Further arguments of TensorRT-LLM's LLM API, such as speculative_config; they win over those of the plan."""
     calib_data: str | list | tuple = ""
     """A path or data set name, or several."""
     calib_samples: int = Calibration.samples

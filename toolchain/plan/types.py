@@ -95,10 +95,21 @@ class Serving:
     """Expert slots of a layer over all ranks of ep, replicas included (expert load balancing); 0: none."""
     eplb_layer_updates: int = 0
     """Layers whose experts are placed anew in each iteration; 0: the placement stays as at start."""
-    speculative: dict[str, Any] = field(default_factory=dict)
-    """``speculative_config`` of the LLM API, as it is; empty: none."""
     llm_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the LLM API, merged over all others; unknown ones are refused when they are rendered."""
+
+    @property
+    def speculative(self) -> dict[str, Any]:
+        """``speculative_config`` of ``llm_args``; empty: none."""
+        found = self.llm_args.get("speculative_config")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def mtp_layers(self) -> int:
+        """Layers of multi-token prediction that draft: the model's own, loaded only when they are asked for."""
+        if str(self.speculative.get("decoding_type", "")).upper() != "MTP":
+            return 0
+        return max(1, int(self.speculative.get("num_nextn_predict_layers") or 1))
 
     @property
     def attention_tp(self) -> int:
