@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 from toolchain.core.gpus import get_gpu
+from toolchain.core.images import trtllm_image
 from toolchain.core.roles import Role
 from toolchain.families import Family
 from toolchain.formats import get_format, get_kv_cache
@@ -21,7 +22,6 @@ KV_MEMORY_FRACTION = 0.85
 """Share of the memory left after loading that the KV cache may take; the rest is for workspaces and graphs."""
 MAX_NUM_TOKENS = 8192
 """Tokens of one scheduler step; longer prompts are prefilled in chunks. TensorRT-LLM's own default."""
-IMAGE = "nvcr.io/nvidia/tensorrt-llm/release"
 
 
 def llm_args(plan: Plan, family: Family, *, is_moe: bool) -> tuple[dict[str, Any], dict[str, str]]:
@@ -73,7 +73,7 @@ def version_lock(plan: Plan) -> dict[str, Any]:
     gpu = get_gpu(plan.gpu)
     return {
         "tensorrt_llm": plan.target_version,
-        "image": f"{IMAGE}:{plan.target_version}",
+        "image": trtllm_image(plan.target_version).reference,
         "gpu": gpu.name,
         "sm": gpu.sm,
         "world_size": plan.serving.tp * plan.serving.pp,
