@@ -226,6 +226,8 @@ def _kv_hint(tokens: int, kv_cache: str, target: Target, serving: Serving) -> st
         choices.append(f"--max-seq-len {tokens // serving.max_batch_size}")
     if kv_cache == "none" and not target.emulates:
         choices.append("--kv-cache fp8")
-    if target.parallel:
+    if (
+        target.parallel and not serving.attention_dp
+    ):  # with it, every rank keeps the cache of its own requests whole
         choices.append(f"--tp {serving.tp * 2}")
     return f"use {' or '.join(choices)}"

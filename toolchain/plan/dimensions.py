@@ -101,7 +101,7 @@ def _dimensions(info: ModelInfo, choices: Choices, serving: Serving) -> Iterator
         yield _Dimension(
             label=labels[role],
             size=size,
-            ranks=moe_tp(serving) if role is Role.ROUTED_EXPERT else serving.tp,
+            ranks=moe_tp(serving) if role is Role.ROUTED_EXPERT else serving.attention_tp,
             multiple=multiple,
             role=role,
         )

@@ -10,9 +10,9 @@ from toolchain.formats.base import DTYPE_BYTES
 from toolchain.models.types import ModelInfo
 from toolchain.plan.choices import NOTHING, Choices
 from toolchain.plan.memory import (
-    ACTIVATIONS,
     EMULATED,
     activation_bytes,
+    activations_basis,
     held_kv_cache,
     kv_cache_bytes,
     mlp_width,
@@ -91,7 +91,7 @@ def estimate(
             part
             for part in (
                 EMULATED if target.emulates else "",
-                ACTIVATIONS,
+                activations_basis(serving),
                 memory_basis,
                 BASIS[way],
                 time_basis,

@@ -7,20 +7,21 @@ from collections import defaultdict
 from toolchain.core.roles import QUANTIZABLE, Role
 from toolchain.formats.base import DTYPE_BYTES
 from toolchain.formats.kv import get_kv_cache
-from toolchain.models.types import LinearInfo, ModelInfo
+from toolchain.models.types import LinearInfo, ModelInfo, TensorInfo
 from toolchain.plan.assign import stored_bytes
 from toolchain.plan.choices import Choices
 from toolchain.plan.types import Serving
 from toolchain.targets.base import Target
 
-MAX_NUM_TOKENS = 8192
-"""Tokens of one forward step: the default of ``max_num_tokens`` in TensorRT-LLM's LLM API."""
 KV_FRACTION = 0.9
 """Share of the memory left after the weights that the KV cache may take: TensorRT-LLM's
 ``kv_cache_free_gpu_memory_fraction`` default."""
 
 _REPLICATED = ("q_a_proj", "kv_a_proj_with_mqa")
 """MLA's down projections: every tensor-parallel rank holds all of them."""
+
+# Attention data parallelism, from TensorRT-LLM's tensorrt_llm/_torch/models: modeling_deepseekv3.py gives attention,
+# shared experts and dense MLPs a tp of 1, modeling_qwen3_moe.py the embedding, modeling_utils.py lm_head.
 
 
 def moe_tp(serving: Serving) -> int:
@@ -35,12 +36,17 @@ def split_layers(layers: int, pp: int) -> list[range]:
     return [range(starts[rank], starts[rank + 1]) for rank in range(pp)]
 
 
+def expert_share(info: ModelInfo, serving: Serving) -> float:
+    """The part of all routed experts of a layer that the fullest rank holds, replicas of load balancing included."""
+    held = -(-max(info.num_experts, serving.eplb_slots) // serving.ep)
+    return held / info.num_experts / moe_tp(serving)
+
+
 def linear_share(info: ModelInfo, linear: LinearInfo, serving: Serving) -> float:
     """The part of one matrix that the fullest tensor/expert-parallel rank holds, averaged over experts."""
-    role, tp = linear.part.role, serving.tp
+    role, tp = linear.part.role, serving.attention_tp
     if role is Role.ROUTED_EXPERT:
-        held = -(-info.num_experts // serving.ep)
-        return held / info.num_experts / moe_tp(serving)
+        return expert_share(info, serving)
     if role is Role.ROUTER or linear.part.projection in _REPLICATED:
         return 1.0
     if linear.part.projection in ("k_proj", "v_proj"):
@@ -73,12 +79,14 @@ def weights_bytes(info: ModelInfo, choices: Choices, serving: Serving) -> int:
         if part.role is Role.ROUTED_EXPERT and len(tensor.shape) == 3:
             continue
         if part.role is Role.EMBEDDING:
-            first += tensor.bytes / serving.tp
-            last += tensor.bytes / serving.tp if info.tied_embeddings and serving.pp > 1 else 0
+            first += tensor.bytes / serving.attention_tp
+            last += tensor.bytes / serving.attention_tp if info.tied_embeddings and serving.pp > 1 else 0
         elif part.role is Role.LM_HEAD:
             found = choices.format_of(head) if head else None
             size = stored_bytes(info.family, head, found, choices) if head and found else tensor.bytes
-            last += size / serving.tp
+            last += size / serving.attention_tp
+        elif is_mtp(info, tensor):
+            last += mtp_bytes(info, tensor, serving)
         elif part.layer is not None and part.role is not Role.OTHER:
             layers[part.layer] += tensor.bytes
         else:
@@ -90,24 +98,41 @@ def weights_bytes(info: ModelInfo, choices: Choices, serving: Serving) -> int:
     return round(max(sizes))
 
 
+def is_mtp(info: ModelInfo, tensor: TensorInfo) -> bool:
+    """True for tensors of multi-token prediction: their layers follow those of the decoder."""
+    layer = info.part(tensor.name).layer
+    return layer is not None and layer >= info.num_hidden_layers
+
+
+def mtp_bytes(info: ModelInfo, tensor: TensorInfo, serving: Serving) -> float:
+    """What a rank holds of a tensor of multi-token prediction: nothing unless it drafts; experts are divided."""
+    if not serving.mtp_layers:
+        return 0
+    routed = info.family.classify(tensor.name).role is Role.ROUTED_EXPERT
+    return tensor.bytes * (expert_share(info, serving) if routed else 1)
+
+
 def held_kv_cache(target: Target, kv_cache: str) -> str:
     """What the KV cache is held as in memory: an emulating target rounds the values and keeps the dtype."""
     return "none" if target.emulates else kv_cache
 
 
 def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving) -> float:
-    """KV cache of one token on the fullest rank. MLA's latent is not divided: every rank needs all of it."""
+    """KV cache of one token on the fullest rank, drafting layers included.
+
+    Not divided: MLA's latent, of which every rank needs all, and with attention data parallelism any cache.
+    """
     held = get_kv_cache(kv_cache)
     element = held.bits / 8 if held.quant_algo else DTYPE_BYTES[info.dtype]
     attention = info.attention
     is_mla = bool(info.config.get("kv_lora_rank"))
-    heads_share = 1 if is_mla else min(serving.tp, attention.num_kv_heads)
-    layers = -(-attention.num_layers // serving.pp)
+    heads_share = 1 if is_mla else min(serving.attention_tp, attention.num_kv_heads)
+    layers = -(-attention.num_layers // serving.pp) + serving.mtp_layers
     return attention.kv_elements_per_token_per_layer * layers * element / heads_share
 
 
 def kv_cache_bytes(info: ModelInfo, kv_cache: str, serving: Serving) -> int:
-    """KV cache of ``max_batch_size`` requests of ``max_seq_len`` tokens.
+    """KV cache of ``max_batch_size`` requests of ``max_seq_len`` tokens, all of which one rank may hold.
 
     Sliding windows are counted in full.
     """
@@ -122,21 +147,32 @@ def mlp_width(info: ModelInfo, serving: Serving) -> int:
         if linear.part.projection in gate:
             widths[linear.part.role] = max(widths[linear.part.role], linear.out_features)
     moe = widths[Role.ROUTED_EXPERT] * info.num_experts_per_tok // moe_tp(serving)
-    return max(moe + widths[Role.SHARED_EXPERT] // serving.tp, widths[Role.DENSE_MLP] // serving.tp)
+    tp = serving.attention_tp
+    return max(moe + widths[Role.SHARED_EXPERT] // tp, widths[Role.DENSE_MLP] // tp)
 
 
 def activation_bytes(info: ModelInfo, serving: Serving) -> int:
-    """Workspace of one forward step; the formula is in ``ACTIVATIONS``."""
-    tokens = max(serving.max_batch_size, min(MAX_NUM_TOKENS, serving.max_batch_size * serving.max_seq_len))
+    """Workspace of one forward step; the formula is in ``activations_basis``."""
+    tokens = max(
+        serving.max_batch_size, min(serving.max_num_tokens, serving.max_batch_size * serving.max_seq_len)
+    )
     attention = info.attention
-    heads = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim // serving.tp
-    per_token = 4 * info.hidden_size + heads + 3 * mlp_width(info, serving)
+    heads = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim // serving.attention_tp
+    # Before the experts, every rank gathers the tokens of all others.
+    gathered = serving.tp * info.hidden_size if serving.attention_dp and info.is_moe else 0
+    per_token = 4 * info.hidden_size + heads + 3 * mlp_width(info, serving) + gathered
     logits = serving.max_batch_size * info.vocab_size * DTYPE_BYTES["F32"]
     return tokens * per_token * DTYPE_BYTES[info.dtype] + logits
 
 
-ACTIVATIONS = (
-    "activations = tokens x (4 hidden + q, k and v + 3 MLP widths of the top-k experts) x element bytes "
-    f"+ FP32 logits of the batch, with tokens = min({MAX_NUM_TOKENS}, max_batch_size x max_seq_len)"
-)
+def activations_basis(serving: Serving) -> str:
+    """The formula of ``activation_bytes`` in words."""
+    gathered = " + the hidden states of all ranks" if serving.attention_dp else ""
+    return (
+        f"activations = tokens x (4 hidden + q, k and v + 3 MLP widths of the top-k experts{gathered}) x element bytes "
+        f"+ FP32 logits of the batch, with tokens = min(max_num_tokens {serving.max_num_tokens}, max_batch_size x "
+        "max_seq_len)"
+    )
+
+
 EMULATED = "the local target decodes weights to the source dtype: in memory they are as large as the source's"

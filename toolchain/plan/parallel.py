@@ -9,10 +9,13 @@ from toolchain.models.types import ModelInfo
 from toolchain.plan.types import Serving
 from toolchain.targets.base import Target
 
+COUNTS = ("max_batch_size", "max_seq_len", "max_num_tokens", "tp", "ep", "pp")
+"""Fields of ``Serving`` that count from 1."""
+
 
 def serving_findings(serving: Serving) -> Iterator[Finding]:
     """Limits that make no sense for any model. The other checks are skipped when one of these is there."""
-    for name in ("max_batch_size", "max_seq_len", "tp", "ep", "pp"):
+    for name in COUNTS:
         value = getattr(serving, name)
         if value < 1:
             option = f"--{name.replace('_', '-')}"
@@ -26,9 +29,13 @@ def parallel_findings(info: ModelInfo, target: Target, serving: Serving) -> Iter
             f"target {target.name} runs on one device, but tp={serving.tp} ep={serving.ep} pp={serving.pp}"
         )
         yield Finding(code="TC-115", where="--target", message=message, hint="leave tp, ep and pp at 1")
-    yield from _heads(info, serving.tp)
+    yield from _heads(info, serving.attention_tp)
     yield from _experts(info, serving)
     yield from _layers(info, serving.pp)
+    yield from _llm_api_only(target, serving)
+    yield from _attention_dp(info, serving)
+    yield from _balancing(info, serving)
+    yield from _prefill(serving)
     if serving.max_seq_len > info.max_position_embeddings:
         message = (
             f"max_seq_len {serving.max_seq_len} exceeds the model's max_position_embeddings "
@@ -87,3 +94,68 @@ def _layers(info: ModelInfo, pp: int) -> Iterator[Finding]:
 def _largest(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to ``limit`` that fits; 1 always does."""
     return next((number for number in range(limit, 1, -1) if fits(number)), 1)
+
+
+def _llm_api_only(target: Target, serving: Serving) -> Iterator[Finding]:
+    wishes = {
+        "--attention-dp": serving.attention_dp,
+        "--moe-backend": serving.moe_backend,
+        "--eplb-slots": serving.eplb_slots,
+        "--llm-args": serving.llm_args,
+    }
+    asked = [option for option, value in wishes.items() if value]
+    if asked and target.name != "trtllm":
+        message = f"{', '.join(asked)}: target {target.name} knows nothing of it"
+        hint = "use --target trtllm, or leave it out"
+        yield Finding(code="TC-117", where=asked[0], message=message, hint=hint)
+
+
+def _attention_dp(info: ModelInfo, serving: Serving) -> Iterator[Finding]:
+    if not serving.attention_dp:
+        return
+    where, hint = "--attention-dp", ""
+    if serving.tp == 1:
+        message = "attention data parallelism over one rank changes nothing"
+        hint = "leave it out, or give the number of ranks with --tp"
+    elif not info.is_moe:
+        message = f"a dense model has no experts to divide: each of the {serving.tp} ranks holds all of it"
+        hint = "leave it out: --tp divides the weights"
+    else:
+        return
+    yield Finding(code="TC-117", where=where, message=message, hint=hint, severity="warning")
+
+
+def _balancing(info: ModelInfo, serving: Serving) -> Iterator[Finding]:
+    """TensorRT-LLM asserts in ``MoeLoadBalancerConfig`` (_torch/model_config.py) that all experts have a slot and that
+    every rank of ep has the same number of slots."""
+    slots, ep = serving.eplb_slots, serving.ep
+    where = f"--eplb-slots {slots}"
+    if not slots:
+        if serving.eplb_layer_updates:
+            message = "experts cannot be placed anew without slots to place them in"
+            hint = f"add --eplb-slots, such as {info.num_experts + ep}"
+            yield Finding(code="TC-118", where="--eplb-layer-updates", message=message, hint=hint)
+        return
+    least = -(-max(info.num_experts, 1) // ep) * ep
+    if not info.is_moe or ep == 1:
+        message = "there are no experts on several ranks to balance"
+        yield Finding(code="TC-118", where=where, message=message, hint="leave it out, or use --ep")
+    elif slots < info.num_experts:
+        message = f"{slots} slots are too few for {info.num_experts} experts"
+        yield Finding(code="TC-118", where=where, message=message, hint=f"use --eplb-slots {least} or more")
+    elif slots % ep:
+        message = f"{slots} slots over ep={ep} do not divide"
+        yield Finding(
+            code="TC-118", where=where, message=message, hint=f"use --eplb-slots {-(-slots // ep) * ep}"
+        )
+
+
+def _prefill(serving: Serving) -> Iterator[Finding]:
+    if serving.chunked_prefill or serving.max_seq_len <= serving.max_num_tokens:
+        return
+    message = (
+        f"without chunked prefill a prompt of more than {serving.max_num_tokens} tokens is refused, although "
+        f"max_seq_len is {serving.max_seq_len}"
+    )
+    hint = f"use --chunked-prefill, or --max-num-tokens {serving.max_seq_len}"
+    yield Finding(code="TC-119", where="--no-chunked-prefill", message=message, hint=hint, severity="warning")

@@ -19,6 +19,7 @@ from toolchain.plan.checks import memory_findings, recipe_findings, request_find
 from toolchain.plan.choices import Choices, Override, choose
 from toolchain.plan.estimate import estimate
 from toolchain.plan.memory import held_kv_cache
+from toolchain.plan.parallel import COUNTS
 from toolchain.plan.policy import CUSTOM, Policy, PolicyOptions, default_policy, get_policy
 from toolchain.plan.rules import policy_findings
 from toolchain.plan.types import Calibration, Plan, Serving
@@ -216,7 +217,4 @@ def _default_serving(info: ModelInfo) -> Serving:
 
 def _computable(serving: Serving) -> Serving:
     """Limits of at least 1: the finding about the others is there already, and the arithmetic goes on."""
-    values = {
-        name: max(1, getattr(serving, name)) for name in ("max_batch_size", "max_seq_len", "tp", "ep", "pp")
-    }
-    return replace(serving, **values)
+    return replace(serving, **{name: max(1, getattr(serving, name)) for name in COUNTS})

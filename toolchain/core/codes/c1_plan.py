@@ -11,7 +11,10 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-102": ("Unknown GPU", "`toolchain list gpus` shows what exists."),
     "TC-103": ("Unknown target", "`toolchain list targets` shows what exists."),
     "TC-104": ("Unknown policy", "experts-only, mlp-only or all-linear; without one, the format chooses."),
-    "TC-105": ("A limit is below 1", "max_batch_size, max_seq_len, tp, ep and pp count from 1."),
+    "TC-105": (
+        "A limit is below 1",
+        "max_batch_size, max_seq_len, max_num_tokens, tp, ep and pp count from 1.",
+    ),
     "TC-106": (
         "A release number is malformed, or outside of the support tables",
         "Use the form of the package index, such as 1.2.1 or 1.3.0rc20; `toolchain support` "
@@ -49,6 +52,19 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-116": (
         "The attention has no place for KV cache scales",
         "MLA and linear attention have no k_proj and v_proj to store them beside: use --kv-cache none.",
+    ),
+    "TC-117": (
+        "An option of serving has no effect on this model or target",
+        "Attention data parallelism, expert load balancing and LLM arguments are for --target trtllm; the finding says "
+        "what would be left of the others.",
+    ),
+    "TC-118": (
+        "Expert load balancing does not work out",
+        "--eplb-slots needs at least one slot for each expert, and the same number on every rank of --ep.",
+    ),
+    "TC-119": (
+        "Prompts are cut shorter than max_seq_len",
+        "Without chunked prefill a prompt must fit into one step: raise --max-num-tokens.",
     ),
     "TC-120": (
         "The target does not run this format on this GPU",
