@@ -187,7 +187,7 @@ def test_trtllm_does_not_run_on_a_cpu() -> None:
 def test_the_tensorrt_target_says_what_to_use_instead() -> None:
     findings = check("tensorrt", "1.2.1", get_gpu("h100"), get_format("fp8"), False)
     assert [finding.code for finding in findings] == ["TC-124"]
-    assert "--target trtllm" in findings[0].hint
+    assert "--target trtllm" in findings[0].message and findings[0].severity == "warning"
     gone = check("tensorrt", "1.3.0rc22", get_gpu("h100"), get_format("fp8"), False)
     assert "TC-120" in {finding.code for finding in gone}
 

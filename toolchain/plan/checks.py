@@ -16,6 +16,7 @@ from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import KV_PROJECTION
 from toolchain.plan.choices import Choices
 from toolchain.plan.dimensions import format_findings, rank_findings
+from toolchain.plan.legacy import legacy_findings
 from toolchain.plan.memory import KV_FRACTION, kv_bytes_per_token
 from toolchain.plan.parallel import parallel_findings, serving_findings
 from toolchain.plan.types import Estimates, Serving
@@ -167,6 +168,7 @@ def request_findings(
         *kv_findings(info, kv_cache),
         *check_parts(target, version, gpu, parts_of(info, choices, format), kv_cache),
         *mixed_findings(info, choices, target, version),
+        *legacy_findings(info, choices, target, serving),
     ]
 
 

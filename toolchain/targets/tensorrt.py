@@ -1,12 +1,61 @@
-"""TensorRT engines by trtllm-build: deprecated upstream, last in 1.3.0rc20. A table only."""
+"""TensorRT engines by trtllm-build: deprecated upstream, last in 1.3.0rc20.
+
+Tables from TensorRT-LLM's ``docs/source/features/quantization.md`` (hardware matrix), ``tensorrt_llm/models/__init__.py``
+(``MODEL_MAP``), ``tensorrt_llm/layers/moe.py`` (what the MoE plugin takes) and ``tensorrt_llm/models/modeling_utils.py``
+(``preprocess_perlayer_weights``: what becomes of a checkpoint's tensors). What is refused here is refused by a plan.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from toolchain.targets.base import Row, Target
 from toolchain.targets.trtllm import ADA, AMPERE, BLACKWELL, HARDWARE, HOPPER
 
 LAST = "1.3.0rc21"
 """First release without the TensorRT backend (release notes of v1.3.0rc20: "last one supporting" it)."""
+MOE_PLUGIN = "TensorRT-LLM tensorrt_llm/layers/moe.py"
+_ONE_INPUT_SCALE = (
+    "its MoE plugin takes one input scale for all experts of a layer: the largest; experts with a smaller one are "
+    "computed under it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegacyModel:
+    """A model class of ``MODEL_MAP`` whose checkpoint is written here."""
+
+    config: Literal["llama", "qwen"]
+    """Which ``PretrainedConfig`` it has: ``models/llama/config.py`` or ``models/qwen/config.py``."""
+    qwen_type: str = ""
+    """``qwen_type`` of that config; empty for Llama's."""
+    moe_parent: str = ""
+    """Checkpoint name, within a layer, of what holds router and experts; empty for a dense model."""
+    qk_norm: bool = False
+    """Whether attention has norms of its own for queries and keys."""
+
+
+LEGACY_MODELS: dict[str, LegacyModel] = {
+    "LlamaForCausalLM": LegacyModel(config="llama"),
+    "MistralForCausalLM": LegacyModel(config="llama"),
+    "MixtralForCausalLM": LegacyModel(config="llama", moe_parent="block_sparse_moe"),
+    "Qwen2ForCausalLM": LegacyModel(config="qwen", qwen_type="qwen2"),
+    "Qwen3ForCausalLM": LegacyModel(config="qwen", qwen_type="qwen3", qk_norm=True),
+    "Qwen2MoeForCausalLM": LegacyModel(config="qwen", qwen_type="qwen2_moe", moe_parent="mlp"),
+    "Qwen3MoeForCausalLM": LegacyModel(config="qwen", qwen_type="qwen3_moe", moe_parent="mlp", qk_norm=True),
+}
+"""``architectures[0]`` -> its class. Source: ``MODEL_MAP`` in ``tensorrt_llm/models/__init__.py`` (1.0 to 1.2)."""
+
+_DEEPSEEK = (
+    "its TensorRT model holds absorbed and fused MLA projections in BF16, for which no quantized layout is documented "
+    "(models/deepseek_v2/convert.py), and V3's router has no TensorRT implementation"
+)
+_REFUSED: dict[str, str] = {
+    "DeepseekV2ForCausalLM": _DEEPSEEK,
+    "DeepseekV3ForCausalLM": _DEEPSEEK,
+}
 
 TENSORRT = Target(
     name="tensorrt",
@@ -16,6 +65,15 @@ TENSORRT = Target(
     rows=(
         Row(
             formats=("fp8",), sms=(*ADA, *HOPPER, *BLACKWELL), models=("dense",), until=LAST, source=HARDWARE
+        ),
+        Row(
+            formats=("fp8",),
+            sms=(*ADA, *HOPPER),
+            models=("moe",),
+            until=LAST,
+            state="limited",
+            note=_ONE_INPUT_SCALE,
+            source=MOE_PLUGIN,
         ),
         Row(formats=("nvfp4",), sms=BLACKWELL, models=("dense",), until=LAST, source=HARDWARE),
         Row(
@@ -27,14 +85,7 @@ TENSORRT = Target(
         ),
         Row(formats=("w4a8_awq",), sms=(*ADA, *HOPPER), models=("dense",), until=LAST, source=HARDWARE),
         Row(
-            formats=("fp8_per_channel_per_token",),
-            sms=HOPPER,
-            models=("dense",),
-            until=LAST,
-            source=HARDWARE,
-        ),
-        Row(
-            formats=("int8_sq", "int8_wo"),
+            formats=("int8_sq",),
             sms=(*AMPERE, *ADA, *HOPPER),
             models=("dense",),
             until=LAST,
@@ -47,5 +98,55 @@ TENSORRT = Target(
         ),
     ),
     deprecated="TensorRT-LLM removed trtllm-build after 1.3.0rc20; --target trtllm loads the same checkpoint",
-    refuses="this toolchain does not build TensorRT engines yet",
 )
+
+FORMATS = ("fp8", "nvfp4", "int4_awq", "int4_gptq", "w4a8_awq", "int8_sq")
+"""Formats that are converted to rank files. Of the others: W8A16 weights are stored in the order of a CUDA kernel
+(``symmetric_quantize_last_axis_of_batched_matrix``), which only that kernel writes; row-wise FP8 replaces whole
+attention and MLP classes (``fp8_rowwise_quantize``) with parameters of their own."""
+
+
+def model_refusals(architecture: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Why no rank files are written for this model, from its architecture and config.json; nothing when they are."""
+    if architecture not in LEGACY_MODELS:
+        known = ", ".join(name.removesuffix("ForCausalLM") for name in LEGACY_MODELS)
+        reason = _REFUSED.get(architecture, f"no TensorRT model class is known for it here (known: {known})")
+        yield f"{architecture}: {reason}"
+        return
+    model = LEGACY_MODELS[architecture]
+    if model.moe_parent and model.qwen_type:
+        dense = config.get("mlp_only_layers") or []
+        step = config.get("decoder_sparse_step", 1)
+        if dense or step != 1:
+            yield (
+                f"{architecture} with dense layers (mlp_only_layers {dense}, decoder_sparse_step {step}): 1.0 has "
+                "experts in every layer, and which release changed that is not documented"
+            )
+    if config.get("use_sliding_window") or (
+        architecture != "MistralForCausalLM" and model.config == "llama" and config.get("sliding_window")
+    ):
+        yield f"{architecture} with a sliding window: its engine has full attention in every layer"
+    if config.get("hidden_act", "silu") != "silu":
+        yield f"hidden_act {config['hidden_act']!r}, expected silu"
+    if config.get("partial_rotary_factor", 1.0) != 1.0:
+        yield f"partial_rotary_factor {config['partial_rotary_factor']}: rotary embeddings of all of a head are expected"
+
+
+def mixture_refusals(
+    formats_by_role: Mapping[str, frozenset[str]], *, pp: int, head_format: str | None
+) -> Iterator[str]:
+    """Why this assignment of formats has no place in one legacy checkpoint.
+
+    ``formats_by_role``: role -> formats of its matrices over all layers, ``source`` for those that keep their dtype.
+    """
+    quantized = sorted(set().union(*formats_by_role.values()) - {"source"}) if formats_by_role else []
+    if len(quantized) > 1:
+        yield f"several formats ({', '.join(quantized)}) in one checkpoint: one is written here"
+    if head_format:
+        yield f"an lm_head in {head_format}: it stays in the model's dtype"
+    for role, found in formats_by_role.items():
+        if len(found) > 1 and pp > 1:
+            yield (
+                f"{role} quantized in some layers only, with pp={pp}: exclude_modules names layers by their place "
+                "within a rank, and holds for all ranks"
+            )

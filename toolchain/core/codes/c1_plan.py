@@ -88,6 +88,11 @@ CODES: dict[str, tuple[str, str]] = {
         "The target does not load several formats in one mixture of experts of this family",
         "Give all quantized parts one format: --attention and --shared-experts take bf16 and same.",
     ),
+    "TC-127": (
+        "trtllm-build cannot get a checkpoint of this model",
+        "Target tensorrt is for few model classes and one format per checkpoint. Use --target trtllm, which loads the "
+        "unified checkpoint as it is.",
+    ),
     "TC-130": (
         "It does not fit the GPU's memory",
         "Fewer or shorter requests, an FP8 KV cache, a smaller format, more GPUs, or a larger one.",
