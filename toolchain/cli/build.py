@@ -10,6 +10,7 @@ import click
 
 from toolchain.cli.options import ENGINE, PATH, dry_run_option, force_option, json_option
 from toolchain.cli.output import Terminal, emit, facts
+from toolchain.cli.placement import llm_api_options
 
 
 @click.command(name="build")
@@ -23,6 +24,7 @@ from toolchain.cli.output import Terminal, emit, facts
 @click.option("--pp", type=int, help="Pipeline parallel size. Default: as planned.")
 @click.option("--max-batch-size", type=int, help="Requests at once. Default: as planned.")
 @click.option("--max-seq-len", type=int, help="Tokens of prompt and answer. Default: as planned.")
+@llm_api_options(planned=True)
 @dry_run_option
 @force_option
 @json_option

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from toolchain.cli.options import (
     PATH,
@@ -21,7 +20,6 @@ from toolchain.cli.options import (
     gate_options,
     json_option,
     kv_cache_option,
-    placement_options,
     policy_option,
     recipe_option,
     seed_option,
@@ -29,8 +27,9 @@ from toolchain.cli.options import (
     trust_option,
 )
 from toolchain.cli.output import Terminal, emit, facts, size
+from toolchain.cli.placement import placement_options
 from toolchain.cli.plan_text import render_coverage, render_plan
-from toolchain.core.errors import UsageError
+from toolchain.cli.spec import request_of
 from toolchain.core.findings import errors
 
 
@@ -77,7 +76,7 @@ def command(
     from toolchain.pipeline.engine import make_engine
     from toolchain.pipeline.planning import make_request_plan
 
-    request = _request(ctx, model, format_name, options)
+    request = request_of(ctx, model, format_name, options)
     directory = output or Path("engines") / request.engine_name()
     repository = triton_output or Path("triton_repo") / directory.name
     if dry_run:
@@ -90,26 +89,6 @@ def command(
         request, directory, repository, command=["toolchain", *sys.argv[1:]], force=force, progress=Terminal()
     )
     emit(result.manifest, as_json, _summary(result))
-
-
-def _request(ctx: click.Context, model: str, format_name: str | None, options: dict[str, Any]) -> Any:
-    from toolchain.pipeline.request import EngineRequest, read_spec
-
-    if model.endswith((".yaml", ".yml")):
-        given = {
-            key: value
-            for key, value in options.items()
-            if ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE
-        }
-        if format_name:
-            given["format"] = format_name
-        path = Path(model)
-        if not path.is_file():
-            raise UsageError(
-                f"spec {path} does not exist", hint="`ls engines/*.yaml` shows those that ship", code="TC-007"
-            )
-        return read_spec(path, given)
-    return EngineRequest(model=model, format=format_name, **options)
 
 
 def _summary(result: Any) -> str:

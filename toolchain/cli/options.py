@@ -10,7 +10,6 @@ import click
 
 from toolchain.auto.candidates import METHODS
 from toolchain.auto.cost import COSTS
-from toolchain.core.gpus import GPUS
 from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.plan.policy import CHOICES, PolicyOptions
 from toolchain.plan.types import Calibration
@@ -217,25 +216,6 @@ trust_option = click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Run Python code that the model directory ships. Off unless asked.",
-)
-
-placement_options = stack(
-    click.option(
-        "--gpu", default="cpu", show_default=True, help=f"One of {', '.join(gpu.name for gpu in GPUS)}."
-    ),
-    click.option(
-        "--target", default="local", show_default=True, help="What runs the engine: local or trtllm."
-    ),
-    click.option(
-        "--trtllm-version", help="TensorRT-LLM release to plan for. Default: the latest stable one."
-    ),
-    click.option("--tp", type=int, default=1, show_default=True, help="Tensor parallel size."),
-    click.option("--ep", type=int, default=1, show_default=True, help="Expert parallel size (divides --tp)."),
-    click.option("--pp", type=int, default=1, show_default=True, help="Pipeline parallel size."),
-    click.option("--max-batch-size", type=int, help="Requests at once. Default 8."),
-    click.option(
-        "--max-seq-len", type=int, help="Tokens of prompt and answer. Default 4096, or the model's limit."
-    ),
 )
 
 calibration_options = stack(

@@ -18,7 +18,6 @@ from toolchain.cli.options import (
     format_option,
     json_option,
     kv_cache_option,
-    placement_options,
     policy_option,
     recipe_option,
     seed_option,
@@ -26,6 +25,7 @@ from toolchain.cli.options import (
     trust_option,
 )
 from toolchain.cli.output import Terminal, emit, facts, size
+from toolchain.cli.placement import placement_options
 from toolchain.cli.plan_text import render_coverage, render_plan
 
 

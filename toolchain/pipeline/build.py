@@ -29,6 +29,7 @@ from toolchain.models.config import read_config
 from toolchain.models.reader import read_model
 from toolchain.models.types import ModelInfo
 from toolchain.pipeline.judging import headline
+from toolchain.pipeline.planning import PLACEMENT
 from toolchain.plan.choices import overrides_of
 from toolchain.plan.planner import make_plan, require_clean
 from toolchain.plan.types import Plan
@@ -36,7 +37,8 @@ from toolchain.runtime.location import locate
 
 NO_WEIGHTS = "TC-144"
 """The finding that a model was planned from its config alone."""
-SERVING = ("tp", "ep", "pp", "max_batch_size", "max_seq_len")
+SERVING = ("max_batch_size", "max_seq_len", *PLACEMENT, "llm_args")
+"""Wishes of the user that change how the checkpoint is served."""
 
 
 def build_engine(

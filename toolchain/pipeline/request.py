@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -213,13 +214,23 @@ def read_spec(path: Path, overrides: dict[str, Any]) -> EngineRequest:
         raise UsageError(f"{path} holds {type(value).__name__}, expected a mapping of options", code="TC-007")
     known = {item.name for item in fields(EngineRequest)}
     values = {str(key).replace("-", "_"): item for key, item in value.items()}
-    unknown = sorted(set(values) - known)
+    unknown = [_nearest(key, known) for key in sorted(set(values) - known)]
     required = {"model"} if is_recipe_file({**values, **overrides}.get("recipe")) else {"model", "format"}
     missing = sorted(required - set(values) - set(overrides))
     if unknown or missing:
         raise UsageError(
-            f"{path}: unknown keys {unknown}, missing keys {missing}",
+            "; ".join(
+                [
+                    *([f"{path}: unknown keys {', '.join(unknown)}"] if unknown else []),
+                    *([f"{path}: missing keys {', '.join(missing)}"] if missing else []),
+                ]
+            ),
             hint=f"known keys: {', '.join(sorted(known))}",
             code="TC-007",
         )
     return EngineRequest(**{**values, **overrides})
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    found = difflib.get_close_matches(key, known, n=1)
+    return f"{key} (did you mean {found[0]}?)" if found else key
