@@ -208,8 +208,11 @@ def test_w4a8_awq_stores_int4_and_computes_on_fp8(weight: torch.Tensor) -> None:
     assert torch.equal(packed["weight"], same["weight"])
     assert torch.equal(packed["weight_scale"], same["weight_scale"])
     assert torch.equal(packed["weight_scale_2"], weight.abs().amax().float() / 448)
-    rounded = fp8_eager(int4.unpack(same, torch.float32), weight.abs().amax().float())
-    torch.testing.assert_close(ours.unpack(packed, torch.float32), rounded, rtol=4e-7, atol=0)
+    exact = int4.unpack(same, torch.float32)
+    rounded, found = fp8_eager(exact, weight.abs().amax().float()), ours.unpack(packed, torch.float32)
+    # ModelOpt multiplies by a reciprocal where we divide: what lies in the middle of two FP8 numbers may go either way.
+    apart = ~torch.isclose(found, rounded, rtol=4e-7, atol=0)
+    torch.testing.assert_close(((found + rounded) / 2)[apart], exact[apart], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
