@@ -17,7 +17,7 @@ from toolchain.plan.assign import KV_PROJECTION
 from toolchain.plan.choices import Choices
 from toolchain.plan.dimensions import format_findings, rank_findings
 from toolchain.plan.legacy import legacy_findings
-from toolchain.plan.memory import KV_FRACTION, kv_bytes_per_token
+from toolchain.plan.memory import kv_bytes_per_token
 from toolchain.plan.parallel import parallel_findings, serving_findings
 from toolchain.plan.types import Estimates, Serving
 from toolchain.recipes import Recipe
@@ -207,13 +207,13 @@ def memory_findings(
         hint = f"use {more}a larger GPU"
         yield Finding(code="TC-130", where=where, message=message, hint=hint)
         return
-    room = int((total - fixed) * KV_FRACTION)
+    room = int((total - fixed) * serving.kv_fraction)
     if estimates.kv_cache_per_gpu_bytes > room:
         tokens = int(room / kv_bytes_per_token(info, kv_cache, serving))
         message = (
             f"the KV cache of {serving.max_batch_size} requests of {serving.max_seq_len} tokens needs "
             f"{estimates.kv_cache_per_gpu_bytes / GIB:.1f} GiB per GPU; {room / GIB:.1f} GiB are left for it "
-            f"({KV_FRACTION:.0%} of what weights and activations leave)"
+            f"({serving.kv_fraction:.0%} of what weights and activations leave)"
         )
         yield Finding(
             code="TC-130", where=where, message=message, hint=_kv_hint(tokens, kv_cache, target, serving)

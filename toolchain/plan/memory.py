@@ -13,10 +13,6 @@ from toolchain.plan.choices import Choices
 from toolchain.plan.types import Serving
 from toolchain.targets.base import Target
 
-KV_FRACTION = 0.9
-"""Share of the memory left after the weights that the KV cache may take: TensorRT-LLM's
-``kv_cache_free_gpu_memory_fraction`` default."""
-
 _REPLICATED = ("q_a_proj", "kv_a_proj_with_mqa")
 """MLA's down projections: every tensor-parallel rank holds all of them."""
 

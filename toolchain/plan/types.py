@@ -17,6 +17,9 @@ from toolchain.plan.policy import PolicyOptions
 SCHEMA_VERSION = 1
 SOURCE_DTYPE = "source"
 """Pseudo format of parts that keep the dtype of the source."""
+KV_FRACTION = 0.85
+"""Share of the memory left after the weights that the KV cache may take, for ``kv_cache_config``. TensorRT-LLM's
+default is 0.9, its own configurations (examples/configs) have 0.75 to 0.9: CUDA graphs and workspaces need the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,13 @@ class Serving:
     """Layers whose experts are placed anew in each iteration; 0: the placement stays as at start."""
     llm_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the LLM API, merged over all others; unknown ones are refused when they are rendered."""
+
+    @property
+    def kv_fraction(self) -> float:
+        """``free_gpu_memory_fraction`` of the KV cache: ``KV_FRACTION`` unless ``llm_args`` says otherwise."""
+        config = self.llm_args.get("kv_cache_config")
+        asked = config.get("free_gpu_memory_fraction") if isinstance(config, dict) else None
+        return float(asked) if isinstance(asked, (int, float)) and 0 < asked <= 1 else KV_FRACTION
 
     @property
     def speculative(self) -> dict[str, Any]:
