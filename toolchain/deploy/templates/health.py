@@ -20,6 +20,8 @@ import urllib.error
 import urllib.request
 
 PROMPT = "The capital of France is"
+LISTING_S = 5.0
+"""Naming the models is no work: a server that takes longer for it has a problem."""
 
 
 class Unhealthy(Exception):
@@ -56,7 +58,7 @@ def triton(base: str, model: str, prompt: str, tokens: int, timeout_s: float) ->
 def openai(base: str, model: str, prompt: str, tokens: int, timeout_s: float) -> object:
     """The text of one completion; without a name, of the first model that the server lists."""
     if not model:
-        listed = ask(f"{base}/v1/models", None, timeout_s).get("data") or [{}]
+        listed = ask(f"{base}/v1/models", None, min(timeout_s, LISTING_S)).get("data") or [{}]
         model = listed[0].get("id", "")
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
     choices = ask(f"{base}/v1/completions", body, timeout_s).get("choices") or [{}]
