@@ -93,6 +93,14 @@ CODES: dict[str, tuple[str, str]] = {
         "Target tensorrt is for few model classes and one format per checkpoint. Use --target trtllm, which loads the "
         "unified checkpoint as it is.",
     ),
+    "TC-128": (
+        "A combination that is known to fail, or to have failed, in this release",
+        "The finding names the report and what to use instead; `toolchain support` lists all that are recorded.",
+    ),
+    "TC-129": (
+        "No MoE backend does what is asked for",
+        "The finding lists the backends of this release that do; leave --moe-backend out to have one chosen.",
+    ),
     "TC-130": (
         "It does not fit the GPU's memory",
         "Fewer or shorter requests, an FP8 KV cache, a smaller format, more GPUs, or a larger one.",
