@@ -6,12 +6,14 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+from toolchain.build.tensorrt.bundle import remove_tensorrt_files, write_tensorrt_files
 from toolchain.build.trtllm import llm_args, render_yaml, version_lock
 from toolchain.checkpoint.manifest import DIGEST, digest_of
 from toolchain.checkpoint.quant_config import MIXED
 from toolchain.core.environment import git_commit, package_versions
 from toolchain.core.errors import UsageError
 from toolchain.core.files import atomic_write_json, atomic_write_text, read_json
+from toolchain.core.progress import Progress, Silent
 from toolchain.core.roles import Role
 from toolchain.families import FAMILIES, Family, get_family
 from toolchain.formats import get_format
@@ -21,15 +23,23 @@ SCHEMA_VERSION = 1
 TARGET_FILES = ("llm_args.yaml", "versions.lock.json")
 
 
-def write_target_files(directory: Path, plan: Plan) -> list[Path]:
-    """What ``plan.target`` wants beside the checkpoint; files of another target are removed."""
+def write_target_files(
+    directory: Path, plan: Plan, *, final: Path | None = None, progress: Progress | None = None
+) -> list[Path]:
+    """What ``plan.target`` wants beside the checkpoint; files of another target are removed.
+
+    ``final``: where the bundle will be, when ``directory`` is its temporary place.
+    """
     for name in TARGET_FILES:
         (directory / name).unlink(missing_ok=True)
+    remove_tensorrt_files(directory)
     if plan.target == "local":
         return []
+    if plan.target == "tensorrt":
+        return write_tensorrt_files(directory, plan, final=final, progress=progress or Silent())
     if plan.target != "trtllm":
         raise UsageError(
-            f"no bundle can be built for target {plan.target!r} yet; local and trtllm can",
+            f"no bundle can be built for target {plan.target!r}; local, trtllm and tensorrt can",
             hint="TensorRT-LLM's PyTorch backend (--target trtllm) loads the checkpoint without trtllm-build",
             code="TC-403",
         )

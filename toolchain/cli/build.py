@@ -15,7 +15,7 @@ from toolchain.cli.placement import llm_api_options
 
 @click.command(name="build")
 @click.argument("directory", metavar="DIR", type=ENGINE)
-@click.option("--target", default="local", show_default=True, help="What runs the engine: local or trtllm.")
+@click.option("--target", default="local", show_default=True, help="What runs the engine: local, trtllm or tensorrt.")
 @click.option("--gpu", default="cpu", show_default=True, help="GPU that it will run on.")
 @click.option("--output", type=PATH, required=True, help="Engine directory.")
 @click.option("--trtllm-version", help="TensorRT-LLM release. Default: the latest stable one.")

@@ -71,7 +71,7 @@ def build_engine(
         atomic_write_json(partial / "plan.json", plan.to_json())
         atomic_write_json(partial / "verify.json", verdict.to_json())
         metrics = _measured(directory, partial)
-        write_target_files(partial, plan)
+        write_target_files(partial, plan, final=output, progress=progress)
         hashes = {path: digest for path, digest in hash_tree(partial).items() if path != gates.FILE}
         return write_manifest(
             partial,

@@ -202,14 +202,16 @@ class _Run:
 
     def _target_files(self) -> tuple[str, ...]:
         from toolchain.build.bundle import TARGET_FILES
+        from toolchain.build.tensorrt import FILES
 
-        return TARGET_FILES if self.plan.target == "trtllm" else ()
+        return {"trtllm": TARGET_FILES, "tensorrt": FILES}.get(self.plan.target, ())
 
     def _build(self) -> dict[str, Any]:
         from toolchain.build import write_target_files
 
         self.workspace.unfinish()
-        return {"files": [path.name for path in write_target_files(self.directory, self.plan)]}
+        written = write_target_files(self.directory, self.plan, progress=self.progress)
+        return {"files": [path.name for path in written]}
 
     def _manifest(self, stages: dict[str, dict[str, Any]], evaluated_on: Path | None) -> dict[str, Any]:
         """engine.json, rewritten only when it says something else: an unchanged engine stays byte-identical."""

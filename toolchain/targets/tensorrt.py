@@ -1,8 +1,8 @@
 """TensorRT engines by trtllm-build: deprecated upstream, last in 1.3.0rc20.
 
-Tables from TensorRT-LLM's ``docs/source/features/quantization.md`` (hardware matrix), ``tensorrt_llm/models/__init__.py``
-(``MODEL_MAP``), ``tensorrt_llm/layers/moe.py`` (what the MoE plugin takes) and ``tensorrt_llm/models/modeling_utils.py``
-(``preprocess_perlayer_weights``: what becomes of a checkpoint's tensors). What is refused here is refused by a plan.
+Tables from TensorRT-LLM's ``docs/source/features/quantization.md`` (hardware matrix) and its package
+``tensorrt_llm``: ``models/__init__.py`` (``MODEL_MAP``), ``layers/moe.py`` (what the MoE plugin takes) and
+``models/modeling_utils.py`` (``preprocess_perlayer_weights``: what becomes of a checkpoint's tensors).
 """
 
 from __future__ import annotations
@@ -48,13 +48,10 @@ LEGACY_MODELS: dict[str, LegacyModel] = {
 }
 """``architectures[0]`` -> its class. Source: ``MODEL_MAP`` in ``tensorrt_llm/models/__init__.py`` (1.0 to 1.2)."""
 
-_DEEPSEEK = (
-    "its TensorRT model holds absorbed and fused MLA projections in BF16, for which no quantized layout is documented "
-    "(models/deepseek_v2/convert.py), and V3's router has no TensorRT implementation"
-)
 _REFUSED: dict[str, str] = {
-    "DeepseekV2ForCausalLM": _DEEPSEEK,
-    "DeepseekV3ForCausalLM": _DEEPSEEK,
+    "DeepseekV2ForCausalLM": "its TensorRT model holds products of MLA projections in BF16 (fused_q_proj, "
+    "models/deepseek_v2/convert.py), for which there is no quantized layout",
+    "DeepseekV3ForCausalLM": "MODEL_MAP of tensorrt_llm/models/__init__.py has no TensorRT model class for it",
 }
 
 TENSORRT = Target(
@@ -129,7 +126,7 @@ def model_refusals(architecture: str, config: Mapping[str, Any]) -> Iterator[str
     if config.get("hidden_act", "silu") != "silu":
         yield f"hidden_act {config['hidden_act']!r}, expected silu"
     if config.get("partial_rotary_factor", 1.0) != 1.0:
-        yield f"partial_rotary_factor {config['partial_rotary_factor']}: rotary embeddings of all of a head are expected"
+        yield f"partial_rotary_factor {config['partial_rotary_factor']}, expected 1"
 
 
 def mixture_refusals(

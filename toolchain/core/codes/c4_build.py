@@ -16,4 +16,28 @@ CODES: dict[str, tuple[str, str]] = {
         "The target cannot build this engine",
         "`toolchain support` shows which formats run on which GPU and release.",
     ),
+    "TC-420": (
+        "No TensorRT-LLM checkpoint can be written of this checkpoint",
+        "Target tensorrt knows few model classes and one format per checkpoint. Use --target trtllm.",
+    ),
+    "TC-421": (
+        "Matrices that TensorRT fuses disagree on a scale",
+        "One matmul has one scale. Quantize again with this toolchain, which gives them one.",
+    ),
+    "TC-422": (
+        "trtllm-build failed",
+        "The last lines of its log are shown; the whole log stays beside the engine directory.",
+    ),
+    "TC-423": (
+        "Releases of TensorRT-LLM, or GPUs, do not match",
+        "An engine is built and served by one release, on one kind of GPU. versions.lock.json names both.",
+    ),
+    "TC-424": (
+        "The TensorRT engine is not built yet",
+        "trtllm_build.json in the engine directory has the command for NVIDIA's container.",
+    ),
+    "TC-425": (
+        "trtllm-build of that release does not take this",
+        "The flags are recorded by release in toolchain/build/tensorrt/flags.py.",
+    ),
 }
