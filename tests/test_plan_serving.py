@@ -1,4 +1,4 @@
-"""Wishes about serving that a plan checks: attention data parallelism, expert load balancing, prefill, LLM arguments."""
+"""Wishes about serving that a plan checks: attention data parallelism, load balancing, prefill, LLM arguments."""
 
 from __future__ import annotations
 
