@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "triton": ("triton", "Render or lint a Triton model repository."),
     "serve": ("serve", "Serve an engine with a real tritonserver."),
     "bench": ("bench", "Measure latency and throughput of a served engine."),
+    "deploy": ("deploy", "Render the Kubernetes manifests of an engine, and commands of other runtimes."),
+    "nim": ("nim", "Write the directory that NVIDIA NIM loads an engine from."),
     "report": ("report", "Write one page about an engine, or about several side by side."),
     "push": ("push", "Upload an engine to the Hugging Face hub, with model card and SBOM."),
     "explain": ("explain", "Explain an error or finding code, such as TC-316."),

@@ -51,13 +51,13 @@ def choose(engine: EngineDir, runtime: str, placement: Placement) -> Server:
             f"{engine.path} was planned for the local runtime on {engine.manifest.get('gpu', 'cpu')}: nothing is known "
             f"of GPUs for {chosen}",
             hint="`toolchain build ENGINE --target trtllm --gpu GPU` plans the same checkpoint for a GPU",
-            code="TC-410",
+            code="TC-450",
         )
     if chosen not in runtimes:
         raise UsageError(
             f"--runtime {chosen!r} does not serve engines of target {engine.target}",
             hint=f"choose one of {', '.join(runtimes)}" if runtimes else "build it for another target",
-            code="TC-410",
+            code="TC-450",
         )
     if chosen in ("vllm", "sglang"):
         return _peer(engine, chosen, placement)
@@ -103,7 +103,7 @@ def _triton(engine: EngineDir, placement: Placement) -> Server:
         raise UsageError(
             f"{placement.nodes} nodes: Triton serves an engine of one node here",
             hint="--runtime trtllm-serve, vllm or sglang run over several nodes",
-            code="TC-411",
+            code="TC-451",
         )
     legacy = engine.target == "tensorrt"
     words = _ranks(placement.world_size) if legacy else ["tritonserver", f"--model-repository={REPOSITORY}"]
@@ -136,7 +136,7 @@ def _ranks(world_size: int) -> list[str]:
 def _peer(engine: EngineDir, runtime: str, placement: Placement) -> Server:
     command = peer_command(runtime, read_checkpoint(engine, f"{ENGINE}/{engine.manifest['checkpoint']}"))
     if command.refused:
-        raise UsageError(f"--runtime {runtime}: {command.refused}", hint="use trtllm-serve", code="TC-410")
+        raise UsageError(f"--runtime {runtime}: {command.refused}", hint="use trtllm-serve", code="TC-450")
     words = (*command.words, "--host", "0.0.0.0", "--port", str(PORT), "--served-model-name", engine.name)
     leader, worker = words, ()
     if placement.nodes > 1:

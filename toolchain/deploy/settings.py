@@ -58,14 +58,14 @@ def place(engine: EngineDir, settings: DeploySettings) -> Placement:
     if engine.target == "local":
         return Placement(world_size=0 if engine.manifest.get("gpu", "cpu") == "cpu" else 1, nodes=1)
     if settings.gpus_per_node < 1:
-        raise UsageError(f"--gpus-per-node {settings.gpus_per_node}: expected 1 or more", code="TC-411")
+        raise UsageError(f"--gpus-per-node {settings.gpus_per_node}: expected 1 or more", code="TC-451")
     nodes = -(-world // settings.gpus_per_node)
     if world % nodes:
         raise UsageError(
             f"tp {parallel.get('tp')} x pp {parallel.get('pp')} = {world} GPUs do not spread evenly over {nodes} nodes "
             f"of {settings.gpus_per_node}",
             hint="give another --gpus-per-node, or build the engine with another --tp",
-            code="TC-411",
+            code="TC-451",
         )
     return Placement(world_size=world, nodes=nodes)
 
@@ -77,7 +77,7 @@ def object_name(engine: EngineDir, wished: str = "") -> str:
             raise UsageError(
                 f"--name {wished!r} is no name of a Kubernetes Service: lower case letters, digits and -, beginning "
                 f"with a letter, at most {NAME_LIMIT} characters",
-                code="TC-412",
+                code="TC-452",
             )
         return wished
     words = re.sub(r"[^a-z0-9]+", "-", engine.name.lower()).strip("-")

@@ -29,7 +29,7 @@ def prepare(engine_dir: Path, settings: DeploySettings, *, allow_unfit: bool = F
     engine = read_engine_dir(engine_dir)
     require_fit(engine.path, engine.manifest, allow_unfit=allow_unfit)
     if settings.replicas < 0:
-        raise UsageError(f"--replicas {settings.replicas}: expected 0 or more", code="TC-411")
+        raise UsageError(f"--replicas {settings.replicas}: expected 0 or more", code="TC-451")
     placement = place(engine, settings)
     server = choose(engine, settings.runtime, placement)
     image = settings.image or (server.image.pinned if server.image else "")
@@ -37,7 +37,7 @@ def prepare(engine_dir: Path, settings: DeploySettings, *, allow_unfit: bool = F
         raise UsageError(
             f"no published Triton image is known to carry TensorRT-LLM {engine.manifest.get('target_version')}",
             hint="name one with --image, or serve with --runtime trtllm-serve",
-            code="TC-413",
+            code="TC-453",
         )
     return Manifests(
         engine=engine,
