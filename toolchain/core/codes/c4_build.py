@@ -40,4 +40,35 @@ CODES: dict[str, tuple[str, str]] = {
         "trtllm-build of that release does not take this",
         "The flags are recorded by release in toolchain/build/tensorrt/flags.py.",
     ),
+    "TC-404": (
+        "An argument that this release of TensorRT-LLM does not have",
+        "Its LLM API refuses unknown keys. Arguments by release, with their sources, are recorded in "
+        "toolchain/build/llmapi/data.",
+    ),
+    "TC-405": (
+        "An argument of TensorRT-LLM's LLM API with a value that it does not take",
+        "The finding says which type or words that release expects.",
+    ),
+    "TC-406": (
+        "The arguments of this release of TensorRT-LLM could not be read",
+        "They are checked as those of the nearest older release that could be. What is new in it is not known here; "
+        "`toolchain build --warmup` tries the arguments where TensorRT-LLM is installed.",
+    ),
+    "TC-407": (
+        "An argument that the plan decides",
+        "Parallelism, limits and the like have options of their own: memory is planned with them.",
+    ),
+    "TC-410": (
+        "The installed TensorRT-LLM is not the one that the engine was planned for",
+        "versions.lock.json of the engine names the release and its container image. Build the engine for the "
+        "installed one with --trtllm-version, or use that image.",
+    ),
+    "TC-411": (
+        "The warm-up of the engine failed",
+        "warmup.log has all that TensorRT-LLM said. Nothing was recorded.",
+    ),
+    "TC-412": (
+        "Nothing to warm up",
+        "Only engines of target trtllm are loaded, tuned and tried ahead.",
+    ),
 }
