@@ -120,7 +120,7 @@ def _sglang(checkpoint: Checkpoint) -> list[str]:
 
 def _notes(runtime: str, checkpoint: Checkpoint) -> tuple[str, ...]:
     title = TITLES[runtime]
-    notes = [f"Not measured here: no {title} and no GPU of its kind where this was made."]
+    notes = [f"Not run with {title} where this was made."]
     if checkpoint.quant_algo in NVFP4_ALGOS and runtime == "vllm":
         notes.append(
             "On GPUs without FP4 matmuls vLLM computes NVFP4 weights with 16-bit activations (Marlin), and says so."

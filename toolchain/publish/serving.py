@@ -5,23 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from toolchain.deploy.loads import TITLES
+from toolchain.deploy.serving import Checkpoint, peer_command
 from toolchain.publish.release import Release
-
-VLLM_METHOD = {
-    "FP8": "modelopt",
-    "FP8_PER_CHANNEL_PER_TOKEN": "modelopt",
-    "NVFP4": "modelopt_fp4",
-    "W4A16_NVFP4": "modelopt_fp4",
-    "MXFP8": "modelopt_mxfp8",
-    "MIXED_PRECISION": "modelopt_mixed",
-}
-"""quant_algo -> ``--quantization`` of vLLM (``layers/quantization/modelopt.py``: its QUANT_ALGOS; mid-2026)."""
-VLLM_MIXED = {"FP8", "NVFP4", "W4A16_NVFP4"}
-"""What vLLM knows inside MIXED_PRECISION."""
-VLLM_DENSE_ONLY = {"FP8_PER_CHANNEL_PER_TOKEN"}
-"""vLLM's fused experts take FP8 under one static scale per tensor only (``ModelOptFp8MoEMethod``)."""
-VLLM_KV = {"fp8": "fp8", "fp8_cast": "fp8"}
-"""KV cache format -> ``--kv-cache-dtype``; others are left to what the checkpoint says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +20,8 @@ class Serving:
 
 def servings(release: Release, repo_id: str, algos: frozenset[str]) -> list[Serving]:
     """``algos``: quant_algo of every format that some part has."""
-    return [_tensorrt_llm(release, repo_id), _vllm(release, repo_id, algos), _triton(release, repo_id)]
+    peers = [_peer(runtime, release, repo_id, algos) for runtime in ("vllm", "sglang")]
+    return [_tensorrt_llm(release, repo_id), *peers, _triton(release, repo_id)]
 
 
 def _tensorrt_llm(release: Release, repo_id: str) -> Serving:
@@ -69,49 +56,27 @@ def _sizes(release: Release) -> list[str]:
     return [word for name, value in pairs if value for word in (name, str(value))]
 
 
-def _vllm(release: Release, repo_id: str, algos: frozenset[str]) -> Serving:
-    reason = _vllm_refuses(release, algos)
-    if reason:
-        return Serving(runtime="vLLM", commands="", notes=(reason,))
+def _peer(runtime: str, release: Release, repo_id: str, algos: frozenset[str]) -> Serving:
+    """vLLM or SGLang, from the hub id."""
     manifest = release.manifest
-    words = ["vllm", "serve", repo_id]
-    if algos != {"W4A16_MXFP4"}:
-        words += ["--quantization", VLLM_METHOD[manifest["quant_algo"]]]
-    kv_cache = manifest.get("kv_cache", "none")
-    if kv_cache in VLLM_KV:
-        words += ["--kv-cache-dtype", VLLM_KV[kv_cache]]
-    tp = manifest.get("parallel", {}).get("tp", 1)
-    if tp > 1:
-        words += ["--tensor-parallel-size", str(tp)]
-    length = manifest.get("limits", {}).get("max_seq_len")
-    if length:
-        words += ["--max-model-len", str(length)]
-    return Serving(runtime="vLLM", commands=shlex.join(words), notes=tuple(_vllm_notes(manifest, kv_cache)))
-
-
-def _vllm_refuses(release: Release, algos: frozenset[str]) -> str:
-    """Why vLLM does not read the checkpoint; empty when it does."""
-    stored = str(release.manifest.get("quant_algo"))
-    if algos == {"W4A16_MXFP4"}:
-        gpt_oss = release.manifest["model"].get("architecture") == "GptOssForCausalLM"
-        return "" if gpt_oss else "vLLM reads MXFP4 weights of gpt-oss only."
-    unknown = algos - VLLM_MIXED if stored == "MIXED_PRECISION" else {stored} - VLLM_METHOD.keys()
-    if unknown:
-        return f"vLLM's reader of ModelOpt checkpoints does not know {', '.join(sorted(unknown))}."
-    if release.is_moe and stored in VLLM_DENSE_ONLY:
-        return f"vLLM runs {stored} in dense layers only, not in experts."
-    return ""
-
-
-def _vllm_notes(manifest: dict[str, object], kv_cache: str) -> list[str]:
-    notes = ["Not measured here: the figures above are of the written bytes on the local runtime."]
-    if "NVFP4" in str(manifest.get("quant_algo")) or manifest.get("quant_algo") == "MIXED_PRECISION":
-        notes.append(
-            "On GPUs without FP4 matmuls vLLM computes NVFP4 weights with 16-bit activations (Marlin), and says so."
-        )
-    if kv_cache == "nvfp4":
-        notes.append("The KV cache is NVFP4: leave `--kv-cache-dtype auto`, and use a vLLM that reads it.")
-    return notes
+    parallel, limits = manifest.get("parallel", {}), manifest.get("limits", {})
+    checkpoint = Checkpoint(
+        model=repo_id,
+        name=release.name,
+        architecture=str(manifest["model"].get("architecture", "")),
+        quant_algo=str(manifest.get("quant_algo")),
+        algos=algos,
+        kv_cache=str(manifest.get("kv_cache", "none")),
+        is_moe=release.is_moe,
+        tp=parallel.get("tp", 1),
+        ep=parallel.get("ep", 1),
+        pp=parallel.get("pp", 1),
+        max_batch_size=limits.get("max_batch_size"),
+        max_seq_len=limits.get("max_seq_len"),
+    )
+    command = peer_command(runtime, checkpoint)
+    notes = (command.refused,) if command.refused else command.notes
+    return Serving(runtime=TITLES[runtime], commands=command.text, notes=notes)
 
 
 def _triton(release: Release, repo_id: str) -> Serving:
