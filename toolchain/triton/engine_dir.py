@@ -9,7 +9,7 @@ from typing import Any
 from toolchain.core.errors import UsageError
 from toolchain.core.files import read_json
 
-TARGETS = ("local", "trtllm")
+TARGETS = ("local", "trtllm", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class EngineDir:
     """Absolute."""
     name: str
     target: str
-    """``local`` or ``trtllm``."""
+    """``local``, ``trtllm`` or ``tensorrt``."""
     checkpoint: Path
     """Absolute directory of the quantized checkpoint, tokenizer included."""
     manifest: dict[str, Any]

@@ -12,7 +12,7 @@ from toolchain.triton.engine_dir import EngineDir
 def refuse_stale_repository(engine: EngineDir, repository: Path) -> None:
     """UsageError TC-612 when ``repository`` was rendered for another target or for an engine elsewhere."""
     target, path = _rendered_for(repository / MODEL_NAME)
-    expected = engine.path if engine.target == "local" else engine.checkpoint
+    expected = engine.checkpoint if engine.target == "trtllm" else engine.path
     if target != engine.target or path is None or path.resolve() != expected.resolve():
         raise UsageError(
             f"{repository} was rendered for target {target}, {path}; engine {engine.name} is target "
@@ -34,5 +34,7 @@ def _rendered_for(model: Path) -> tuple[str, Path | None]:
         return "trtllm", Path(str(value["model"])) if isinstance(value, dict) and "model" in value else None
     config = model_config_pb2.ModelConfig()
     text_format.Parse((model / "config.pbtxt").read_text(encoding="utf-8"), config)
+    if "gpt_model_path" in config.parameters:
+        return "tensorrt", Path(config.parameters["gpt_model_path"].string_value).parent
     named = config.parameters["engine_dir"].string_value if "engine_dir" in config.parameters else ""
     return "local", Path(named) if named else None

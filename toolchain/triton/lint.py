@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.findings import Finding
+from toolchain.triton import lint_inflight
 from toolchain.triton.lint_layout import lint_llmapi, lint_local
 
 BACKENDS = (
@@ -41,7 +42,20 @@ def lint_repository(repository: Path, *, check_paths: bool = True) -> list[Findi
                 "TC-604", str(repository), "it holds no model directory", "render it with `toolchain triton`"
             )
         ]
-    return [finding for model in models for finding in _lint_model(model, check_paths=check_paths)]
+    findings = [finding for model in models for finding in _lint_model(model, check_paths=check_paths)]
+    return [*findings, *_lint_together(models)]
+
+
+def _lint_together(models: list[Path]) -> list[Finding]:
+    """What only shows between models. Those that cannot be read have been reported."""
+    configs = {}
+    for model in models:
+        path = model / "config.pbtxt"
+        if path.is_file():
+            config, problem = _parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+            if problem is None:
+                configs[model.name] = config
+    return list(lint_inflight.lint_ensembles(configs))
 
 
 def _finding(code: str, where: str, message: str, hint: str = "") -> Finding:
@@ -64,9 +78,13 @@ def _lint_model(model: Path, *, check_paths: bool) -> list[Finding]:
     findings += _lint_identity(config, model, where)
     findings += _lint_tensors(config, where)
     findings += _lint_instances(config, where)
-    findings += _lint_versions(model)
+    findings += _lint_versions(model, has_code=config.backend == "python")
+    if check_paths:
+        findings += lint_inflight.lint_tokenizer(config, model)
     if (model / "1" / "model.yaml").is_file():
         findings += lint_llmapi(config, text, model, check_paths=check_paths)
+    elif config.backend == lint_inflight.BACKEND:
+        findings += lint_inflight.lint_backend(config, model, check_paths=check_paths)
     elif "engine_dir" in config.parameters:
         findings += lint_local(config, model, check_paths=check_paths)
     elif config.backend == "python" and config.name == "tensorrt_llm":
@@ -173,7 +191,8 @@ def _lint_instances(config: Any, where: str) -> list[Finding]:
     return findings
 
 
-def _lint_versions(model: Path) -> list[Finding]:
+def _lint_versions(model: Path, *, has_code: bool) -> list[Finding]:
+    """``has_code``: the version directories hold a model.py, as those of the Python backend do."""
     versions = [
         path for path in model.iterdir() if path.is_dir() and path.name.isdigit() and int(path.name) > 0
     ]
@@ -182,5 +201,5 @@ def _lint_versions(model: Path) -> list[Finding]:
     return [
         _finding("TC-604", f"{model.name}/{version.name}/model.py", "missing")
         for version in versions
-        if not (version / "model.py").is_file()
+        if has_code and not (version / "model.py").is_file()
     ]

@@ -13,6 +13,8 @@ from toolchain.core.findings import errors
 from toolchain.evaluate.gates import require_fit
 from toolchain.triton.contract import INPUTS, MODEL_NAME, OUTPUTS
 from toolchain.triton.engine_dir import EngineDir, read_engine_dir
+from toolchain.triton.inflight import write_inflight
+from toolchain.triton.inflight_contract import MODELS as INFLIGHT_MODELS
 from toolchain.triton.lint import lint_repository
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,21 +48,16 @@ def render_repository(
     """
     engine = read_engine_dir(engine_dir)
     require_fit(engine.path, engine.manifest, allow_unfit=allow_unfit)
-    if engine.target == "local" and (instances != 1 or gpu_device_ids):
-        raise UsageError(
-            f"target local runs one engine process that batches by itself; got instances={instances}, "
-            f"gpu_device_ids={gpu_device_ids!r}",
-            hint="several instances are for target trtllm",
-            code="TC-608",
-        )
+    _refuse_instances(engine.target, instances, gpu_device_ids)
     seen_by_server = (served_engine_dir or engine.path).absolute()
     with atomic_directory(output, force=force) as partial:
         model_dir = partial / MODEL_NAME
-        (model_dir / "1").mkdir(parents=True)
         if engine.target == "local":
             _write_local(engine, model_dir, seen_by_server, python or sys.executable, ready_timeout_s)
-        else:
+        elif engine.target == "trtllm":
             _write_trtllm(engine, model_dir, seen_by_server, instances, gpu_device_ids)
+        else:
+            write_inflight(engine, partial, seen_by_server, _heading(engine), gpu_device_ids)
         problems = errors(lint_repository(partial, check_paths=served_engine_dir is None))
         if problems:
             raise FindingsError(
@@ -69,14 +66,26 @@ def render_repository(
     return output
 
 
+def _refuse_instances(target: str, instances: int, gpu_device_ids: str) -> None:
+    """UsageError TC-608 for options that are another target's."""
+    if (target != "trtllm" and instances != 1) or (target == "local" and gpu_device_ids):
+        raise UsageError(
+            f"target {target} runs one engine that batches by itself; got instances={instances}, "
+            f"gpu_device_ids={gpu_device_ids!r}",
+            hint="several instances are for target trtllm",
+            code="TC-608",
+        )
+
+
 def refuse_foreign_repository(output: Path, *, force: bool) -> None:
     """UsageError when ``output`` holds anything but a repository that was rendered here: it would be replaced."""
     if force or not output.exists():
         return
     config = output / MODEL_NAME / "config.pbtxt"
     names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
+    known = ({MODEL_NAME}, set(INFLIGHT_MODELS))
     ours = config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(HEADING)
-    if names and not (ours and names == {MODEL_NAME}):
+    if names and not (ours and names in known):
         raise UsageError(
             f"{output} is no Triton repository that was rendered here (it holds {', '.join(sorted(names)[:3])})",
             hint="choose another directory for the repository, or pass --force to replace it",
@@ -112,6 +121,7 @@ def _write_trtllm(
 
 
 def _copy_templates(target: str, version_dir: Path) -> None:
+    version_dir.mkdir(parents=True)
     for folder in ("shared", target):
         for source in sorted((TEMPLATES / folder).glob("*.py")):
             shutil.copyfile(source, version_dir / source.name)
@@ -141,8 +151,12 @@ def _model_config() -> Any:
 def _write_config(config: Any, engine: EngineDir, model_dir: Path) -> None:
     from google.protobuf import text_format
 
-    heading = f"{HEADING} for engine {engine.name} (target {engine.target}).\n"
-    (model_dir / "config.pbtxt").write_text(heading + text_format.MessageToString(config), encoding="utf-8")
+    text = _heading(engine) + text_format.MessageToString(config)
+    (model_dir / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+def _heading(engine: EngineDir) -> str:
+    return f"{HEADING} for engine {engine.name} (target {engine.target}).\n"
 
 
 def _write_model_yaml(engine: EngineDir, path: Path, seen: Path) -> None:

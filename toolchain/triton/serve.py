@@ -14,6 +14,7 @@ from toolchain.core.findings import errors
 from toolchain.core.progress import Progress
 from toolchain.triton.engine_dir import read_engine_dir
 from toolchain.triton.freshness import refuse_stale_repository
+from toolchain.triton.inflight_launch import refuse_here
 from toolchain.triton.lint import lint_repository
 from toolchain.triton.server import LOOPBACK, TritonServer
 
@@ -59,6 +60,8 @@ def serve_engine(
     if problems:
         raise FindingsError(f"{repository} cannot be served", problems, hint="render it again", code="TC-602")
     refuse_stale_repository(engine, repository)
+    if engine.target == "tensorrt":
+        refuse_here(engine, repository)
     stop = stop or threading.Event()
     server = TritonServer(
         repository,

@@ -38,5 +38,9 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-622": ("tritonserver exited while starting", "The end of its log is shown; the whole log is named."),
     "TC-623": ("tritonserver does not answer an inference", "See in its log what the model waits for."),
     "TC-624": ("A port is already in use", "Choose another port, or 0 for any free one."),
+    "TC-626": (
+        "This engine is served by NVIDIA's Triton with the TensorRT-LLM backend",
+        "The command is shown. `toolchain serve` starts servers for targets local and trtllm only.",
+    ),
     "TC-625": ("tritonserver did not stop cleanly", "It was killed; requests that still ran are lost."),
 }  # fmt: skip
