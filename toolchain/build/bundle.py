@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.build.tensorrt.bundle import remove_tensorrt_files, write_tensorrt_files
-from toolchain.build.trtllm import llm_args, render_yaml, version_lock
+from toolchain.build.trtllm import llm_args, max_num_tokens, render_yaml, version_lock
 from toolchain.checkpoint.manifest import DIGEST, digest_of
 from toolchain.checkpoint.quant_config import MIXED
 from toolchain.core.environment import git_commit, package_versions
@@ -82,7 +82,7 @@ def write_manifest(
         "limits": {
             "max_batch_size": plan.serving.max_batch_size,
             "max_seq_len": plan.serving.max_seq_len,
-            "max_num_tokens": _max_num_tokens(plan),
+            "max_num_tokens": max_num_tokens(plan),
         },
         "parallel": {"tp": plan.serving.tp, "ep": plan.serving.ep, "pp": plan.serving.pp},
         "metrics": metrics,
@@ -97,12 +97,6 @@ def write_manifest(
     manifest[DIGEST] = digest_of(manifest)
     atomic_write_json(directory / "engine.json", manifest)
     return manifest
-
-
-def _max_num_tokens(plan: Plan) -> int:
-    from toolchain.build.trtllm import MAX_NUM_TOKENS
-
-    return max(MAX_NUM_TOKENS, plan.serving.max_batch_size)
 
 
 def _is_moe(plan: Plan) -> bool:

@@ -1,8 +1,8 @@
 """The bundle of target ``trtllm``: LLM-API arguments and the lock of versions beside the checkpoint.
 
 TensorRT-LLM's PyTorch backend has no persisted engine: it loads the Hugging Face checkpoint, tunes its kernels and
-captures CUDA graphs at start. What can be fixed ahead are its arguments. Keys: ``tensorrt_llm/llmapi/llm_args.py``
-(a strict model: unknown keys are refused there).
+captures CUDA graphs at start. What can be fixed ahead are its arguments. Every key is one of the release's own
+(``llmapi/data``); there is no ``build_config``, which the PyTorch backend refuses.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from toolchain.build.llmapi.check import require_arguments
+from toolchain.build.llmapi.merge import merge, override_findings
+from toolchain.core.errors import FindingsError
+from toolchain.core.findings import Finding, errors
 from toolchain.core.gpus import get_gpu
 from toolchain.core.images import trtllm_image
 from toolchain.core.roles import Role
@@ -18,14 +22,40 @@ from toolchain.formats import get_format, get_kv_cache
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.targets.trtllm import moe_backend
 
-KV_MEMORY_FRACTION = 0.85
-"""Share of the memory left after loading that the KV cache may take; the rest is for workspaces and graphs."""
-MAX_NUM_TOKENS = 8192
-"""Tokens of one scheduler step; longer prompts are prefilled in chunks. TensorRT-LLM's own default."""
+GIB = 1024**3
+
+
+def max_num_tokens(plan: Plan) -> int:
+    """Tokens of one step: each running request needs one."""
+    return max(plan.serving.max_num_tokens, plan.serving.max_batch_size)
+
+
+def plan_findings(plan: Plan) -> list[Finding]:
+    """What is wrong with the LLM API's arguments that ``plan`` passes through; nothing for other targets."""
+    return override_findings(plan.serving.llm_args, plan.target_version) if plan.target == "trtllm" else []
 
 
 def llm_args(plan: Plan, family: Family, *, is_moe: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """(keyword arguments of ``LLM()``, key -> reason for what is not obvious)."""
+    """(keyword arguments of ``LLM()``, key -> reason).
+
+    FindingsError TC-404 where the release does not take them, whoever asked for them.
+    """
+    found = plan_findings(plan)
+    if errors(found):
+        raise FindingsError("these arguments of the LLM API cannot be passed through", found, code="TC-404")
+    arguments, reasons = _planned(plan)
+    if is_moe:
+        _add_experts(plan, family, arguments, reasons)
+    arguments = merge(arguments, plan.serving.llm_args)
+    reasons |= dict.fromkeys(plan.serving.llm_args, "passed through with llm_args")
+    warnings = require_arguments(arguments, plan.target_version, where="llm_args.yaml")
+    if warnings:
+        reasons[""] = "; ".join(dict.fromkeys(f"{item.message} ({item.hint})" for item in warnings))
+    return arguments, reasons
+
+
+def _planned(plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
+    """Arguments of every model."""
     serving = plan.serving
     arguments: dict[str, Any] = {
         "backend": "pytorch",
@@ -33,31 +63,92 @@ def llm_args(plan: Plan, family: Family, *, is_moe: bool) -> tuple[dict[str, Any
         "pipeline_parallel_size": serving.pp,
         "max_batch_size": serving.max_batch_size,
         "max_seq_len": serving.max_seq_len,
-        "max_num_tokens": max(MAX_NUM_TOKENS, serving.max_batch_size),
-        "enable_chunked_prefill": True,
+        "max_num_tokens": max_num_tokens(plan),
+        "enable_chunked_prefill": serving.chunked_prefill,
         "kv_cache_config": {
             "dtype": (get_kv_cache(plan.kv_cache).quant_algo or "auto").lower(),
-            "free_gpu_memory_fraction": KV_MEMORY_FRACTION,
+            "free_gpu_memory_fraction": serving.kv_fraction,
             "enable_block_reuse": True,
         },
         "cuda_graph_config": {"enable_padding": True, "max_batch_size": serving.max_batch_size},
+        "enable_autotuner": True,
         "trust_remote_code": False,
     }
-    reasons = {}
-    if is_moe:
-        if serving.ep > 1:
-            arguments["moe_expert_parallel_size"] = serving.ep
-        backend, reason = _moe_backend(plan, family)
-        arguments["moe_config"] = {"backend": backend}
-        reasons["moe_config.backend"] = reason
-        if backend == "MARLIN":
-            arguments["nvfp4_gemm_config"] = {"allowed_backends": ["marlin"]}
-            reasons["nvfp4_gemm_config"] = "the dense NVFP4 layers need the same kernels on this GPU"
+    reasons = _reasons(plan)
+    if serving.attention_dp:
+        arguments["enable_attention_dp"] = True
+        reasons["enable_attention_dp"] = "each rank attends to requests of its own, with all heads"
     return arguments, reasons
+
+
+def _reasons(plan: Plan) -> dict[str, str]:
+    """Why the arguments of every model are as they are, with the plan's figures."""
+    serving, memory = plan.serving, plan.estimates
+    weights, step, cache, whole = (
+        f"{count / GIB:.1f} GiB"
+        for count in (
+            memory.weights_per_gpu_bytes,
+            memory.activations_per_gpu_bytes,
+            memory.kv_cache_per_gpu_bytes,
+            memory.gpu_memory_bytes,
+        )
+    )
+    each = " on each rank" if serving.attention_dp else ""
+    steps = "longer prompts are prefilled in several steps of max_num_tokens"
+    quantized = get_kv_cache(plan.kv_cache).quant_algo
+    return {
+        "backend": "the only backend of the LLM API from 1.3 on",
+        "tensor_parallel_size": f"{serving.tp * serving.pp} GPUs in all, as versions.lock.json says",
+        "max_batch_size": f"requests at once{each}; planned for each GPU: weights {weights}, one step {step}, KV cache "
+        f"{cache} of {whole}",
+        "max_num_tokens": "tokens of one step, prompts and answers together; its buffers are in the planned memory",
+        "enable_chunked_prefill": steps
+        if serving.chunked_prefill
+        else "not wanted: a prompt longer than max_num_tokens is refused",
+        "kv_cache_config.dtype": "as the checkpoint was quantized for" if quantized else "the model's own",
+        "kv_cache_config.free_gpu_memory_fraction": f"of what weights and buffers leave; the planned batch needs "
+        f"{cache}, the rest keeps prefixes for reuse",
+        "cuda_graph_config": "decoding steps up to max_batch_size are captured, others padded to the next captured one",
+        "enable_autotuner": "kernels are timed for these shapes at start",
+    }
+
+
+def _add_experts(plan: Plan, family: Family, arguments: dict[str, Any], reasons: dict[str, str]) -> None:
+    """Arguments of a mixture of experts."""
+    serving = plan.serving
+    if serving.tp > 1:
+        arguments["moe_expert_parallel_size"] = serving.ep
+        arguments["moe_tensor_parallel_size"] = serving.tp // serving.ep
+        reasons["moe_expert_parallel_size"] = (
+            f"whole experts over {serving.ep} ranks, each cut over {serving.tp // serving.ep}; their product is "
+            "tensor_parallel_size"
+        )
+    backend, reason = _moe_backend(plan, family)
+    config: dict[str, Any] = {"backend": backend}
+    reasons["moe_config.backend"] = reason
+    if serving.eplb_slots:
+        config["load_balancer"] = {
+            "num_slots": serving.eplb_slots,
+            "layer_updates_per_iter": serving.eplb_layer_updates,
+        }
+        moves = (
+            f"{serving.eplb_layer_updates} layers are placed anew in each iteration"
+            if serving.eplb_layer_updates
+            else "their placement stays as at start"
+        )
+        reasons["moe_config.load_balancer"] = (
+            f"expert slots of a layer over {serving.ep} ranks, replicas of busy experts included; {moves}"
+        )
+    arguments["moe_config"] = config
+    if backend == "MARLIN":
+        arguments["nvfp4_gemm_config"] = {"allowed_backends": ["marlin"]}
+        reasons["nvfp4_gemm_config"] = "the dense NVFP4 layers need the same kernels on this GPU"
 
 
 def _moe_backend(plan: Plan, family: Family) -> tuple[str, str]:
     """The backend for the format of most experts; layers in another one fall back to CUTLASS by themselves."""
+    if plan.serving.moe_backend:
+        return plan.serving.moe_backend, "asked for with --moe-backend"
     sizes: Counter[str] = Counter()
     for item in plan.assignments:
         if item.role == Role.ROUTED_EXPERT.value and item.format != SOURCE_DTYPE:
@@ -81,8 +172,19 @@ def version_lock(plan: Plan) -> dict[str, Any]:
 
 
 def render_yaml(arguments: dict[str, Any], reasons: dict[str, str]) -> str:
-    """llm_args.yaml: the arguments, with the reasons as comments at the top."""
+    """llm_args.yaml: each argument below the reason for it. ``reasons[""]`` is about all of them."""
+    import textwrap
+
     import yaml
 
-    comments = "".join(f"# {key}: {reason}\n" for key, reason in reasons.items())
-    return f"{comments}{yaml.safe_dump(arguments, sort_keys=False)}"
+    def comment(text: str) -> str:
+        return "".join(f"# {line}\n" for line in textwrap.wrap(text, 108, break_long_words=False))
+
+    parts = [comment(reasons[""]) + "\n"] if reasons.get("") else []
+    for key, value in arguments.items():
+        said = {
+            name.partition(".")[2]: text for name, text in reasons.items() if name.partition(".")[0] == key
+        }
+        about = [f"{name}: {text}" if name else text for name, text in said.items()]
+        parts.append("".join(map(comment, about)) + yaml.safe_dump({key: value}, sort_keys=False))
+    return "".join(parts)

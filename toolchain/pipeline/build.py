@@ -29,7 +29,7 @@ from toolchain.models.config import read_config
 from toolchain.models.reader import read_model
 from toolchain.models.types import ModelInfo
 from toolchain.pipeline.judging import headline
-from toolchain.pipeline.planning import PLACEMENT
+from toolchain.pipeline.planning import PLACEMENT, with_argument_findings
 from toolchain.plan.choices import overrides_of
 from toolchain.plan.planner import make_plan, require_clean
 from toolchain.plan.types import Plan
@@ -129,20 +129,22 @@ def _replan(directory: Path, checkpoint: Path, wishes: dict[str, Any]) -> Plan:
         )
     serving = replace(made.serving, **{key: wishes[key] for key in SERVING if key in wishes})
     info = _source(made.model, checkpoint)
-    planned = make_plan(
-        info,
-        format=made.format,
-        policy=made.policy,
-        policy_options=made.policy_options,
-        # The bytes are there: who gets what is no question any more, whatever another target would have changed.
-        overrides=overrides_of(made),
-        recipe=made.recipe,
-        kv_cache=made.kv_cache,
-        gpu=wishes.get("gpu", made.gpu),
-        target=wishes.get("target", made.target),
-        target_version=wishes.get("trtllm_version"),
-        serving=serving,
-        calibration=made.calibration,
+    planned = with_argument_findings(
+        make_plan(
+            info,
+            format=made.format,
+            policy=made.policy,
+            policy_options=made.policy_options,
+            # The bytes are there: who gets what is no question any more, whatever another target would have changed.
+            overrides=overrides_of(made),
+            recipe=made.recipe,
+            kv_cache=made.kv_cache,
+            gpu=wishes.get("gpu", made.gpu),
+            target=wishes.get("target", made.target),
+            target_version=wishes.get("trtllm_version"),
+            serving=serving,
+            calibration=made.calibration,
+        )
     )
     if info.source != made.model:
         return require_clean(_as_made(planned, made))

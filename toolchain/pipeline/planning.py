@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import UsageError
@@ -39,8 +40,15 @@ def make_request_plan(request: EngineRequest, info: ModelInfo | None = None) -> 
     if request.is_auto:
         from toolchain.auto.outcome import preview
 
-        return preview(find_request_space(request, info))
-    return make_plan(info, **_numbers(request, info), **_surroundings(request, info))
+        return with_argument_findings(preview(find_request_space(request, info)))
+    return with_argument_findings(make_plan(info, **_numbers(request, info), **_surroundings(request, info)))
+
+
+def with_argument_findings(plan: Plan) -> Plan:
+    """``plan`` with what is wrong with the LLM API's arguments that it passes through: known before any work."""
+    from toolchain.build.trtllm import plan_findings
+
+    return replace(plan, findings=(*plan.findings, *plan_findings(plan)))
 
 
 def find_request_space(request: EngineRequest, info: ModelInfo | None = None) -> Space:
