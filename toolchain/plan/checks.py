@@ -14,6 +14,7 @@ from toolchain.formats.kv import get_kv_cache
 from toolchain.models.prequantized import keeps_values
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import KV_PROJECTION
+from toolchain.plan.backends import backend_findings
 from toolchain.plan.choices import Choices
 from toolchain.plan.dimensions import format_findings, rank_findings
 from toolchain.plan.legacy import legacy_findings
@@ -157,6 +158,7 @@ def request_findings(
     limits = list(serving_findings(serving))
     if limits:
         return [*model_findings(info), *limits]
+    parts = parts_of(info, choices, format)
     return [
         *model_findings(info),
         *storage_findings(info, choices, target),
@@ -166,7 +168,8 @@ def request_findings(
         *rank_findings(info, choices, serving),
         *parallel_findings(info, target, serving),
         *kv_findings(info, kv_cache),
-        *check_parts(target, version, gpu, parts_of(info, choices, format), kv_cache),
+        *check_parts(target, version, gpu, parts, kv_cache),
+        *backend_findings(info, parts=parts, target=target, version=version, gpu=gpu, serving=serving),
         *mixed_findings(info, choices, target, version),
         *legacy_findings(info, choices, target, serving),
     ]

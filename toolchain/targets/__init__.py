@@ -7,8 +7,9 @@ from toolchain.core.gpus import Gpu
 from toolchain.core.lookup import pick
 from toolchain.formats.base import Format
 from toolchain.targets.base import Row, Target
+from toolchain.targets.listing import SupportRow, support_rows
 from toolchain.targets.local import LOCAL
-from toolchain.targets.support import SupportRow, check_target, support_rows
+from toolchain.targets.support import check_target
 from toolchain.targets.tensorrt import TENSORRT
 from toolchain.targets.trtllm import TRTLLM, moe_backend
 from toolchain.targets.version import Version, parse_version

@@ -1,6 +1,7 @@
 """A Target runs engines.
 
-What it supports is a table of rows; looking things up is the same for every target.
+What it supports is a table of rows, one for each release line where lines differ; looking things up is the same for
+every target.
 """
 
 from __future__ import annotations
@@ -8,42 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from toolchain.targets.known_bad import KnownBad
+from toolchain.targets.line import Line, line_of
+from toolchain.targets.rows import Model, Row, State, best, first
 from toolchain.targets.version import parse_version
 
-Model = Literal["dense", "moe"]
-State = Literal["yes", "limited", "no"]
 PartKind = Literal["dense", "moe", "lm_head"]
 """What a quantized matrix is to a runtime: a Linear, an expert in a fused kernel, or the output head."""
 
 ANY_SM = tuple(range(1000))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a support table: what is not in any row is not supported."""
-
-    formats: tuple[str, ...]
-    sms: tuple[int, ...]
-    """CUDA SM versions."""
-    models: tuple[Model, ...] = ("dense", "moe")
-    since: str = ""
-    """First release; empty: every release of the table."""
-    until: str = ""
-    """First release without it; empty: still there."""
-    state: State = "yes"
-    """``limited``: it runs, and ``note`` says what is different."""
-    backend: str = ""
-    """``moe_config.backend`` that a mixture-of-experts model needs."""
-    note: str = ""
-    source: str = ""
-
-    def covers(self, *, format_name: str, sm: int, model: Model, version: str) -> bool:
-        if format_name not in self.formats or sm not in self.sms or model not in self.models:
-            return False
-        wanted = parse_version(version)
-        return (not self.since or wanted >= parse_version(self.since)) and (
-            not self.until or wanted < parse_version(self.until)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +39,14 @@ class Target:
     default_version: str
     versions: tuple[str, ...]
     """Releases that the tables were made for, oldest first."""
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
+    """For targets without ``lines``."""
     kv_rows: tuple[Row, ...] = ()
     """The same for KV cache formats."""
     head_rows: tuple[Row, ...] = ()
     """The same for a quantized lm_head."""
+    lines: tuple[Line, ...] = ()
+    """Tables by release line, oldest first, in place of ``rows``, ``kv_rows`` and ``head_rows``."""
     mixed: Mixed | None = None
     """Limits of checkpoints in several formats; None for none."""
     needs_gpu: bool = True
@@ -82,12 +59,28 @@ class Target:
     refuses: str = ""
     """Why nothing can be built for it; empty when it can."""
 
+    def line(self, version: str) -> Line | None:
+        """The table of a release; None for targets without lines."""
+        return line_of(self.lines, version) if self.lines else None
+
+    def rows_for(self, *, format_name: str, sm: int, model: Model, version: str) -> list[Row]:
+        """Every row about the request, the newest first; several where MoE backends differ."""
+        line = self.line(version)
+        return _covering(line.all_rows() if line else self.rows, format_name, sm, model, version)
+
     def find(self, *, format_name: str, sm: int, model: Model, version: str) -> Row | None:
-        """The first row that covers the request, or None when it is not supported."""
-        return _first(self.rows, format_name, sm, model, version)
+        """The row to run by, or None when it is not supported.
+
+        For experts the one of the MoE backend that is chosen when nobody asks for another.
+        """
+        rows = self.rows_for(format_name=format_name, sm=sm, model=model, version=version)
+        return best(rows) if model == "moe" else first(rows)
 
     def find_head(self, *, format_name: str, sm: int, version: str) -> Row | None:
-        return _first(self.head_rows, format_name, sm, "dense", version)
+        line = self.line(version)
+        return first(
+            _covering(line.all_head_rows() if line else self.head_rows, format_name, sm, "dense", version)
+        )
 
     def mixes(self, family: str, *, is_moe: bool, version: str) -> State:
         """Whether a checkpoint in several formats loads; ``limited``: nobody knows for this family and release."""
@@ -96,10 +89,17 @@ class Target:
         return "no" if parse_version(version) <= parse_version(self.mixed.broken_until) else "limited"
 
     def find_kv(self, *, kv_cache: str, sm: int, model: Model, version: str) -> Row | None:
-        return _first(self.kv_rows, kv_cache, sm, model, version)
+        line = self.line(version)
+        return first(_covering(line.all_kv_rows() if line else self.kv_rows, kv_cache, sm, model, version))
+
+    def known_bad(self, version: str) -> tuple[KnownBad, ...]:
+        """Combinations with reports against this release or its neighbours."""
+        line = self.line(version)
+        return line.all_known_bad() if line else ()
 
 
-def _first(rows: tuple[Row, ...], format_name: str, sm: int, model: Model, version: str) -> Row | None:
-    found = (row for row in rows if row.covers(format_name=format_name, sm=sm, model=model, version=version))
-    row = next(found, None)
-    return None if row is None or row.state == "no" else row
+def _covering(rows: tuple[Row, ...], format_name: str, sm: int, model: Model, version: str) -> list[Row]:
+    return [row for row in rows if row.covers(format_name=format_name, sm=sm, model=model, version=version)]
+
+
+__all__ = ["ANY_SM", "Mixed", "Model", "PartKind", "Row", "State", "Target"]

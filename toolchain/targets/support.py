@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 
+from toolchain.core.errors import UsageError
 from toolchain.core.findings import Finding
-from toolchain.core.gpus import GPUS, Gpu, get_gpu
-from toolchain.formats import FORMATS, KV_CACHES, get_format
+from toolchain.core.gpus import Gpu
+from toolchain.formats import KV_CACHES
 from toolchain.formats.base import Format
-from toolchain.targets.base import Model, PartKind, State, Target
+from toolchain.targets.alternatives import alternatives, native
+from toolchain.targets.backends import Wish, choose_backend
+from toolchain.targets.base import PartKind, Target
+from toolchain.targets.known_bad import Case
+from toolchain.targets.rows import Model
 from toolchain.targets.trtllm import REASONS
 from toolchain.targets.version import parse_version
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupportRow:
-    """One line of ``toolchain support``."""
-
-    target: str
-    version: str
-    gpu: str
-    sm: int
-    format: str
-    model: Model
-    state: State
-    backend: str
-    """``moe_config.backend`` for a mixture of experts; empty where there is no choice."""
-    note: str
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def check_target(
@@ -97,12 +82,12 @@ def _format(target: Target, version: str, gpu: Gpu, format: Format, model: Model
             code="TC-120",
             where=where,
             message=f"{message}: {reason}" if reason else message,
-            hint="; or ".join(_alternatives(target, version, gpu, format, model)),
+            hint="; or ".join(alternatives(target, version, gpu, format, model)),
         )
     elif row.state == "limited":
         message = f"{format.name} on {gpu.name} with {target.name} {version}: {row.note}"
-        native = [item.name for item in _native(target, version, gpu, model)]
-        hint = f"native on {gpu.name}: {', '.join(native)}" if native else ""
+        names = [item.name for item in native(target, version, gpu, model)]
+        hint = f"native on {gpu.name}: {', '.join(names)}" if names else ""
         yield Finding(code="TC-121", where=where, message=message, hint=hint, severity="warning")
 
 
@@ -135,36 +120,6 @@ def check_mixed(target: Target, version: str, family: str, *, is_moe: bool) -> I
     )
 
 
-def _native(target: Target, version: str, gpu: Gpu, model: Model) -> Iterator[Format]:
-    for candidate in FORMATS:
-        row = target.find(format_name=candidate.name, sm=gpu.sm, model=model, version=version)
-        if row is not None and row.state == "yes":
-            yield candidate
-
-
-def _alternatives(target: Target, version: str, gpu: Gpu, format: Format, model: Model) -> Iterator[str]:
-    """The nearest things that work: a later release, another format, another GPU, emulation."""
-    for later in target.versions:
-        row = target.find(format_name=format.name, sm=gpu.sm, model=model, version=later)
-        if row is not None and parse_version(later) > parse_version(version):
-            backend = f" with moe_config.backend {row.backend}" if row.backend and model == "moe" else ""
-            limits = " and runs as W4A16" if row.backend == "MARLIN" else ""
-            yield f"needs >= {later}{backend}{limits}"
-            break
-    native = [item.name for item in _native(target, version, gpu, model)]
-    if native:
-        yield f"--format {' or '.join(native)}, native on {gpu.name}"
-    others = [
-        item.name
-        for item in GPUS
-        if (row := target.find(format_name=format.name, sm=item.sm, model=model, version=version))
-        and row.state == "yes"
-    ]
-    if others:
-        yield f"--gpu {' or '.join(others)}"
-    yield "--target local, which emulates it anywhere"
-
-
 def _kv(target: Target, version: str, gpu: Gpu, kv_cache: str) -> Iterator[Finding]:
     row = target.find_kv(kv_cache=kv_cache, sm=gpu.sm, model="dense", version=version)
     where = f"--kv-cache {kv_cache}"
@@ -183,45 +138,29 @@ def _kv(target: Target, version: str, gpu: Gpu, kv_cache: str) -> Iterator[Findi
         yield Finding(code="TC-122", where=where, message=message, hint=hint, severity="warning")
 
 
-def support_rows(
-    targets: tuple[Target, ...],
-    *,
-    gpu: str | None = None,
-    format: str | None = None,
-    version: str | None = None,
-) -> list[SupportRow]:
-    """Every combination of target, GPU, format and kind of model, supported or not.
-
-    ``version`` is a TensorRT-LLM release; targets that have other numbers keep their own. Unknown names raise
-    UsageError.
-    """
-    gpus = (get_gpu(gpu),) if gpu else GPUS
-    formats = (get_format(format),) if format else FORMATS
-    models: tuple[Model, ...] = ("moe", "dense")
-    return [
-        _support(target, version or target.default_version, one_gpu, one_format, model)
-        if target.needs_gpu
-        else _support(target, target.default_version, one_gpu, one_format, model)
-        for target in targets
-        for one_gpu in gpus
-        if one_gpu.sm or not target.needs_gpu
-        for one_format in formats
-        for model in models
-    ]
+def check_backend(
+    target: Target, version: str, gpu: Gpu, format: Format, wish: Wish
+) -> tuple[str, list[Finding]]:
+    """(``moe_config.backend`` for these experts, findings). Empty without tables, and for what check_parts refuses."""
+    if target.line(version) is None or not gpu.sm:
+        return "", []
+    try:
+        return choose_backend(target, version, gpu.sm, format.name, wish)[0], []
+    except UsageError as error:
+        if error.code != "TC-129":  # said by check_parts, with more to choose from
+            return "", []
+        where = "--moe-backend" if wish.backend else f"--format {format.name}"
+        return "", [Finding(code="TC-129", where=where, message=str(error), hint=error.hint or "")]
 
 
-def _support(target: Target, version: str, gpu: Gpu, format: Format, model: Model) -> SupportRow:
-    row = target.find(format_name=format.name, sm=gpu.sm, model=model, version=version)
-    note = row.note if row else "; or ".join(_alternatives(target, version, gpu, format, model))
-    reason = "" if row or target.name != "trtllm" else REASONS.get((format.name, model), "")
-    return SupportRow(
-        target=target.name,
-        version=version,
-        gpu=gpu.name,
-        sm=gpu.sm,
-        format=format.name,
-        model=model,
-        state=row.state if row else "no",
-        backend=row.backend if row and model == "moe" else "",
-        note=f"{reason}; {note}" if reason else note,
-    )
+def check_known_bad(target: Target, gpu: Gpu, case: Case) -> Iterator[Finding]:
+    """Reports against this very combination."""
+    for item in target.known_bad(case.version):
+        if item.hits(case):
+            yield Finding(
+                code="TC-128",
+                where=f"--target {target.name}",
+                message=f"{item.what} (TensorRT-LLM {case.version}, {case.family} on {gpu.name}): {item.link}",
+                hint=f"use {item.instead}",
+                severity=item.severity,
+            )

@@ -1,0 +1,101 @@
+"""TensorRT-LLM 1.2 (March 2026): GLM-4.5, NVFP4 KV cache, AUTO as default of ``moe_config.backend``, DGX Spark in beta.
+
+The last stable line with trtllm-build.
+"""
+
+from __future__ import annotations
+
+from toolchain.targets.architectures import BLACKWELL, BLACKWELL_RTX, HOPPER, RTX, SPARK
+from toolchain.targets.known_bad import KnownBad
+from toolchain.targets.line import Line
+from toolchain.targets.line_1_1 import GPT_OSS_ONLY, LINE_1_1, WEIGHTS_ONLY
+from toolchain.targets.rows import UNVERIFIED, Row, also_on, dense, moe
+from toolchain.targets.sources import (
+    CREATE_MOE,
+    MATRIX_1_1,
+    MATRIX_1_2,
+    MOE_GUIDE,
+    NOTES_1_2,
+    discussion,
+    pull_link,
+)
+
+_SPARK = "DGX Spark is in beta: one node, and the models that the release notes name"
+_AWQ_BLACKWELL = (
+    f"{UNVERIFIED}: which release brought AWQ kernels to SM100 is not documented: the matrix of 1.1 lacks them, "
+    "that of mid 2026 has them"
+)
+_MXFP4_RTX = (
+    f"{GPT_OSS_ONLY}; {UNVERIFIED}: the matrix lists MXFP4 on SM120 and AUTO falls back to CUTLASS there, the table of "
+    "kernels names SM120 in one copy and leaves it out in a later one"
+)
+_KV = "TensorRT-LLM documents it with FP8 weights and activations only"
+
+# Release notes of 1.0 name SM121, those of 1.2 "DGX Spark (beta)"; the hardware matrix has no row for it.
+_SM121 = tuple(
+    row
+    for row in also_on(
+        LINE_1_1.all_rows(), like=RTX, sms=(SPARK,), source=NOTES_1_2, state="limited", note=_SPARK
+    )
+    if row.backend != "VANILLA"
+)
+
+LINE_1_2 = Line(
+    name="1.2",
+    versions=("1.2.0", "1.2.1"),
+    before=LINE_1_1,
+    rows=(
+        dense(
+            "int4_awq int4_gptq w4a8_awq",
+            BLACKWELL,
+            f"{MATRIX_1_1} lacks it; {NOTES_1_2}: INT4-AWQ broadened",
+            state="limited",
+            note=_AWQ_BLACKWELL,
+        ),
+        moe(
+            "CUTLASS",
+            "mxfp4",
+            HOPPER,
+            f"{CREATE_MOE}; {MOE_GUIDE}: W4A16_MXFP4 on SM90",
+            state="limited",
+            note=f"{WEIGHTS_ONLY}; {GPT_OSS_ONLY}; TRITON is faster",
+        ),
+        moe(
+            "CUTLASS",
+            "mxfp4",
+            (RTX,),
+            f"{MATRIX_1_2}; _torch/model_config.py resolve_moe_backend: CUTLASS for gpt-oss on SM120; {MOE_GUIDE}",
+            preferred=True,
+            state="limited",
+            note=_MXFP4_RTX,
+        ),
+        *_SM121,
+    ),
+    kv_rows=(Row(formats=("nvfp4",), sms=BLACKWELL, state="limited", note=_KV, source=MATRIX_1_2),),
+    backends=LINE_1_1.backends,
+    backends_source="TensorRT-LLM tensorrt_llm/llmapi/llm_args.py, a copy of early 2026 with AUTO as default",
+    eplb=("WIDEEP", "CUTLASS", "TRTLLM", "CUTEDSL", "DEEPGEMM"),
+    eplb_source=f"{NOTES_1_2}: EPLB for trtllm-gen and CUTLASS, CuteDSL with large EP; fused_moe/create_moe.py",
+    known_bad=(
+        KnownBad(
+            what="grouped GEMMs of NVFP4 experts plan with the shared memory of B200: most tactics fail on SM121 and "
+            "what is left is slow; mended with CUTLASS 4.4.2 (April 2026)",
+            link=pull_link(12899),
+            instead="TensorRT-LLM >= 1.3.0rc20",
+            until="1.3.0rc20",
+            sms=(SPARK,),
+            formats=("nvfp4",),
+            model="moe",
+        ),
+        KnownBad(
+            what="reported with 1.3.0rc20: no MoE backend of SM120 and SM121 is both right and capable of expert "
+            "parallelism (Kimi-K2 in NVFP4)",
+            link=discussion(16360),
+            instead="--ep 1: experts cut by --tp",
+            sms=BLACKWELL_RTX,
+            formats=("nvfp4",),
+            model="moe",
+            min_ep=2,
+        ),
+    ),
+)
