@@ -19,6 +19,7 @@ from toolchain.core.images import trtllm_image
 from toolchain.core.roles import Role
 from toolchain.families import Family
 from toolchain.formats import get_format, get_kv_cache
+from toolchain.plan.backends import wish_of
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.targets.trtllm import moe_backend
 
@@ -147,16 +148,17 @@ def _add_experts(plan: Plan, family: Family, arguments: dict[str, Any], reasons:
 
 def _moe_backend(plan: Plan, family: Family) -> tuple[str, str]:
     """The backend for the format of most experts; layers in another one fall back to CUTLASS by themselves."""
-    if plan.serving.moe_backend:
-        return plan.serving.moe_backend, "asked for with --moe-backend"
     sizes: Counter[str] = Counter()
     for item in plan.assignments:
         if item.role == Role.ROUTED_EXPERT.value and item.format != SOURCE_DTYPE:
             sizes[item.format] += item.parameters
+    wish = wish_of(plan.serving)
+    if not sizes and wish.backend:
+        return wish.backend, "asked for; the experts keep the source dtype"
     if not sizes:
         return "CUTLASS", "the experts keep the source dtype, which it runs everywhere"
     ((name, _),) = sizes.most_common(1)
-    return moe_backend(plan.target_version, get_gpu(plan.gpu).sm, get_format(name), family)
+    return moe_backend(plan.target_version, get_gpu(plan.gpu).sm, get_format(name), family, wish)
 
 
 def version_lock(plan: Plan) -> dict[str, Any]:
