@@ -12,7 +12,7 @@ from typing import Any
 from toolchain.build.tensorrt.command import ENGINE
 from toolchain.core.errors import UsageError
 from toolchain.core.files import read_json
-from toolchain.plan.memory import KV_FRACTION
+from toolchain.plan.types import KV_FRACTION
 from toolchain.triton import inflight_contract as contract
 from toolchain.triton.engine_dir import EngineDir
 from toolchain.triton.inflight_contract import Field

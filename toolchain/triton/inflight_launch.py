@@ -7,12 +7,9 @@ from pathlib import Path
 
 from toolchain.build.tensorrt import read_lock, require_built
 from toolchain.core.errors import ToolchainError
+from toolchain.core.images import triton_image
 from toolchain.triton.engine_dir import EngineDir
 
-TRITON_IMAGE = "nvcr.io/nvidia/tritonserver"
-TAGS = {"1.0.0": "25.10", "1.1.0": "25.12"}
-"""Release of TensorRT-LLM -> the container that has it (NVIDIA's Triton compatibility matrix). Of 1.2 none is known
-to us."""
 LAUNCHER = "/app/scripts/launch_triton_server.py"
 """In these containers; it starts world_size processes under mpirun."""
 
@@ -20,8 +17,9 @@ LAUNCHER = "/app/scripts/launch_triton_server.py"
 def launch_command(engine: EngineDir, repository: Path) -> str:
     """The command for a shell, with the engine's bundle and the repository at the paths that they have here."""
     lock = read_lock(engine.path)
-    tag = TAGS.get(str(lock["tensorrt_llm"]))
-    image = f"{TRITON_IMAGE}:{tag}-trtllm-python-py3" if tag else f"{TRITON_IMAGE}:<tag>-trtllm-python-py3"
+    known = triton_image(str(lock["tensorrt_llm"]))
+    # NVIDIA's compatibility matrix names no container for some releases: the tag is left to whoever knows it.
+    image = known.pinned if known else f"TRITON_IMAGE_WITH_TENSORRT_LLM_{lock['tensorrt_llm']}"
     mounts = [f"{path}:{path}" for path in (engine.path, repository.absolute())]
     words = ["docker", "run", "--rm", "--gpus", "all", "--ipc=host", "--network=host"]
     for mount in mounts:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from toolchain.build.tensorrt.flags import check_arguments
 from toolchain.core.gpus import get_gpu
+from toolchain.core.images import trtllm_image
 from toolchain.core.roles import Role
 from toolchain.formats.kv import get_kv_cache
 from toolchain.plan.types import Plan
 
 PROGRAM = "trtllm-build"
-IMAGE = "nvcr.io/nvidia/tensorrt-llm/release"
 MAX_NUM_TOKENS = 8192
 """Tokens of one scheduler step, and trtllm-build's own default (``BuildConfig.max_num_tokens``)."""
 CHECKPOINT, ENGINE = "trtllm_checkpoint", "engine"
@@ -110,7 +110,8 @@ def arguments(plan: Plan, bundle: Path) -> list[str]:
 
 
 def image(version: str) -> str:
-    return f"{IMAGE}:{version}"
+    """NVIDIA's container of a release."""
+    return trtllm_image(version).reference
 
 
 def container_command(plan: Plan, bundle: Path) -> str:

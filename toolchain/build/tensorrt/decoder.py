@@ -124,8 +124,9 @@ class Decoder:
         yield f"{name}.router.weight", 0, source.get(f"{stored}.gate.weight").float()
         gate, up, down = self.family.gate_up_down
         count = int(self.config[self.family.num_experts_key or ""])
-        for fused, new, cut in (((up, gate), "fc", "column"), ((down,), "proj", "row")):
-            yield from self._stack(source, rank, f"{stored}.experts", count, fused, f"{name}.{new}", cut)
+        experts = f"{stored}.experts"
+        yield from self._stack(source, rank, experts, count, (up, gate), f"{name}.fc", "column")
+        yield from self._stack(source, rank, experts, count, (down,), f"{name}.proj", "row")
         if self.model.qwen_type == "qwen2_moe":
             yield from self._shared_expert(source, rank, stored, name)
 
