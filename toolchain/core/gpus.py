@@ -45,6 +45,14 @@ GPUS: tuple[Gpu, ...] = (
         1792.0,
         "NVIDIA RTX PRO 6000 Blackwell data sheet",
     ),
+    _gpu(
+        "dgxspark",
+        "DGX Spark GB10 128GB, shared with the CPU",
+        121,
+        119.2,
+        273.0,
+        "NVIDIA DGX Spark data sheet: 128 GB LPDDR5x",
+    ),
 )
 
 
