@@ -91,7 +91,8 @@ class _Check:
             ] * bool(near)
             hint = "; ".join(said) or _few(known)
             # Where a class was not read in this very release, a key that others have may be there all the same.
-            unsure = bool(having and not self.record.known(name)) or (is_newer(self.version) and not near)
+            slip = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+            unsure = bool(having and not self.record.known(name)) or (is_newer(self.version) and not slip)
         return Finding(
             code=UNKNOWN,
             where=f"{self.where}: {place}",

@@ -66,7 +66,7 @@ def read_records() -> tuple[Record, ...]:
     for path in sorted(DATA.glob("args_*.yaml")):
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         raw[str(found["since"])] = found
-    return tuple(sorted((_record(raw, since) for since in raw), key=lambda record: record.version))
+    return tuple(sorted((record_of(raw, since) for since in raw), key=lambda record: record.version))
 
 
 def find_record(version: str) -> Record:
@@ -81,7 +81,8 @@ def is_newer(version: str) -> bool:
     return parse_version(version).key[:3] > read_records()[-1].version.key[:3]
 
 
-def _record(raw: dict[str, Any], since: str) -> Record:
+def record_of(raw: dict[str, Any], since: str) -> Record:
+    """The record of ``since`` among documents by release, with what it takes from the one that it differs from."""
     found = raw[since]
     unread = frozenset(found.get("unread", ()))
     classes, unions, bases = _merged(raw, since)
