@@ -23,7 +23,9 @@ from toolchain.build.tensorrt.linears import (
 from toolchain.build.tensorrt.mapping import WHOLE, Rank, Share
 from toolchain.core.errors import ToolchainError
 from toolchain.families import Family
+from toolchain.families.lookup import EXPERT_COUNT_KEYS
 from toolchain.formats.base import Format
+from toolchain.models.config import need
 from toolchain.models.types import Attention
 from toolchain.targets.tensorrt import LegacyModel
 
@@ -49,6 +51,11 @@ class Decoder:
     @property
     def num_layers(self) -> int:
         return int(self.config["num_hidden_layers"])
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of a layer; the releases of transformers call them by different keys."""
+        return need(self.config, self.family.num_experts_key or "", *EXPERT_COUNT_KEYS)
 
     def pieces(self, source: Source, rank: Rank) -> Iterator[Piece]:
         """Everything in the file of ``rank``."""
@@ -123,7 +130,7 @@ class Decoder:
     def _experts(self, source: Source, rank: Rank, stored: str, name: str) -> Iterator[Piece]:
         yield f"{name}.router.weight", 0, source.get(f"{stored}.gate.weight").float()
         gate, up, down = self.family.gate_up_down
-        count = int(self.config[self.family.num_experts_key or ""])
+        count = self.num_experts
         experts = f"{stored}.experts"
         yield from self._stack(source, rank, experts, count, (up, gate), f"{name}.fc", "column")
         yield from self._stack(source, rank, experts, count, (down,), f"{name}.proj", "row")

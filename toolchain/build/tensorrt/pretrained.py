@@ -112,7 +112,7 @@ def _moe(decoder: Decoder) -> dict[str, Any]:
     config = decoder.config
     renormalizes = decoder.model.config == "llama" or bool(config.get("norm_topk_prob", False))
     return {
-        "num_experts": config[decoder.family.num_experts_key or ""],
+        "num_experts": decoder.num_experts,
         "top_k": config["num_experts_per_tok"],
         "normalization_mode": RENORMALIZE if renormalizes else NONE,
     }
