@@ -37,6 +37,8 @@ WRITING = (
     "triton install",
     "serve",
     "bench",
+    "deploy",
+    "nim",
     "report",
 )
 """Commands that leave files behind."""
