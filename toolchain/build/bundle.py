@@ -6,13 +6,14 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+from toolchain.build.llmapi.files import FILES, remove_trtllm_files, write_trtllm_files
 from toolchain.build.tensorrt.bundle import remove_tensorrt_files, write_tensorrt_files
-from toolchain.build.trtllm import llm_args, max_num_tokens, render_yaml, version_lock
+from toolchain.build.trtllm import max_num_tokens
 from toolchain.checkpoint.manifest import DIGEST, digest_of
 from toolchain.checkpoint.quant_config import MIXED
 from toolchain.core.environment import git_commit, package_versions
 from toolchain.core.errors import UsageError
-from toolchain.core.files import atomic_write_json, atomic_write_text, read_json
+from toolchain.core.files import atomic_write_json, read_json
 from toolchain.core.progress import Progress, Silent
 from toolchain.core.roles import Role
 from toolchain.families import FAMILIES, Family, get_family
@@ -20,7 +21,8 @@ from toolchain.formats import get_format
 from toolchain.plan.types import Plan
 
 SCHEMA_VERSION = 1
-TARGET_FILES = ("llm_args.yaml", "versions.lock.json")
+TARGET_FILES = FILES
+"""What target ``trtllm`` wants."""
 
 
 def write_target_files(
@@ -30,8 +32,7 @@ def write_target_files(
 
     ``final``: where the bundle will be, when ``directory`` is its temporary place.
     """
-    for name in TARGET_FILES:
-        (directory / name).unlink(missing_ok=True)
+    remove_trtllm_files(directory)
     remove_tensorrt_files(directory)
     if plan.target == "local":
         return []
@@ -44,10 +45,9 @@ def write_target_files(
             code="TC-403",
         )
     config = read_json(directory / "checkpoint" / "config.json")
-    arguments, reasons = llm_args(plan, _family(plan, config), is_moe=_is_moe(plan))
-    atomic_write_text(directory / "llm_args.yaml", render_yaml(arguments, reasons))
-    atomic_write_json(directory / "versions.lock.json", version_lock(plan))
-    return [directory / name for name in TARGET_FILES]
+    family = _family(plan, config)
+    name = (final or directory).resolve().name
+    return write_trtllm_files(directory, plan, family, is_moe=_is_moe(plan), name=name)
 
 
 def write_manifest(

@@ -24,6 +24,25 @@ from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.targets.trtllm import moe_backend
 
 GIB = 1024**3
+ORDER = (
+    "backend",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "moe_expert_parallel_size",
+    "moe_tensor_parallel_size",
+    "enable_attention_dp",
+    "max_batch_size",
+    "max_seq_len",
+    "max_num_tokens",
+    "enable_chunked_prefill",
+    "kv_cache_config",
+    "moe_config",
+    "nvfp4_gemm_config",
+    "cuda_graph_config",
+    "enable_autotuner",
+    "speculative_config",
+)
+"""How llm_args.yaml is sorted; everything else follows."""
 
 
 def max_num_tokens(plan: Plan) -> int:
@@ -48,11 +67,16 @@ def llm_args(plan: Plan, family: Family, *, is_moe: bool) -> tuple[dict[str, Any
     if is_moe:
         _add_experts(plan, family, arguments, reasons)
     arguments = merge(arguments, plan.serving.llm_args)
+    arguments = {key: arguments[key] for key in sorted(arguments, key=_place)}
     reasons |= dict.fromkeys(plan.serving.llm_args, "passed through with llm_args")
     warnings = require_arguments(arguments, plan.target_version, where="llm_args.yaml")
     if warnings:
         reasons[""] = "; ".join(dict.fromkeys(f"{item.message} ({item.hint})" for item in warnings))
     return arguments, reasons
+
+
+def _place(key: str) -> int:
+    return ORDER.index(key) if key in ORDER else len(ORDER)
 
 
 def _planned(plan: Plan) -> tuple[dict[str, Any], dict[str, str]]:
@@ -99,7 +123,7 @@ def _reasons(plan: Plan) -> dict[str, str]:
     quantized = get_kv_cache(plan.kv_cache).quant_algo
     return {
         "backend": "the only backend of the LLM API from 1.3 on",
-        "tensor_parallel_size": f"{serving.tp * serving.pp} GPUs in all, as versions.lock.json says",
+        "tensor_parallel_size": f"{serving.tp} x {serving.pp} GPUs, world_size of versions.lock.json",
         "max_batch_size": f"requests at once{each}; planned for each GPU: weights {weights}, one step {step}, KV cache "
         f"{cache} of {whole}",
         "max_num_tokens": "tokens of one step, prompts and answers together; its buffers are in the planned memory",
