@@ -43,8 +43,8 @@ bench: $(READY) tritonserver ## start a server for ENGINE and measure it
 report: $(READY) ## write the report page of ENGINE again
 	$(TOOLCHAIN) report "$(ENGINE)" $(ARGS)
 
-test: check tritonserver browser lm-eval ## lint, then the whole test suite
-	$(VENV)/bin/python -m pytest
+test: check tritonserver browser lm-eval ## lint, then the whole test suite, a file of tests per core
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY) tritonserver ## the longer tests
 	$(VENV)/bin/python -m pytest -m slow

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.architectures import Architectures
 from tests.tiny import make_tiny
 
 
@@ -102,6 +105,14 @@ def made(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     return found
 
 
+@pytest.fixture(scope="module")
+def alone_with_ray() -> Iterator[None]:
+    """One Ray cluster of the tests at a time: those that look for a cluster on this machine must find their own."""
+    with (Path(tempfile.gettempdir()) / "toolchain-tests-ray.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``tiny(kind)``: directory of a tiny random model of that kind. Read only: copy it before changing it."""
@@ -113,3 +124,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> Architectures:
+    """``architectures.get(name)``: a well-known model, read from its published config.json."""
+    return Architectures(tmp_path_factory.mktemp("architectures"))

@@ -39,7 +39,7 @@ LOOPBACK = "127.0.0.2"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(alone_with_ray: None) -> Iterator[Any]:
     """Two nodes of one CPU each, to which this process is connected."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",

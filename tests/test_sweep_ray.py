@@ -26,7 +26,7 @@ def root(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(alone_with_ray: None) -> Iterator[str]:
     """Two nodes of one CPU each, on the loopback interface; without dashboard and telemetry."""
     from ray.cluster_utils import Cluster
 
