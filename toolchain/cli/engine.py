@@ -138,4 +138,7 @@ def _auto(found: dict[str, Any]) -> str:
 def _next(result: Any) -> str:
     if result.manifest["target"] == "local":
         return f"toolchain generate {result.directory} --prompt 'def '  |  toolchain serve {result.directory}"
-    return f"trtllm-serve {result.directory}/checkpoint --config {result.directory}/llm_args.yaml"
+    return (
+        f"trtllm-serve {result.directory}/checkpoint --extra_llm_api_options {result.directory}/llm_args.yaml  |  "
+        f"more in {result.directory}/commands.md"
+    )

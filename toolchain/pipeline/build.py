@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.build import write_manifest, write_target_files
+from toolchain.build.llmapi.warmup import require_release, warm_up
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.audit.runtime import runtime_of
 from toolchain.checkpoint.audit.subject import read_plan_beside
@@ -48,19 +49,23 @@ def build_engine(
     *,
     command: list[str],
     dry_run: bool = False,
+    warmup: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Audit the checkpoint of ``directory``, re-plan it with ``wishes`` and write the engine to ``output``.
 
     The checkpoint's files are hard-linked where the file system allows it, copied otherwise. Returns the manifest; a
-    dry run returns what it would say, and writes nothing.
+    dry run returns what it would say, and writes nothing. ``warmup``: the finished engine is loaded, tuned and tried
+    (``toolchain.build.llmapi.warmup``), the outcome is the manifest's key of this name.
     """
     progress = progress or Silent()
     checkpoint = locate(directory).checkpoint
     refuse_to_replace_source(output, checkpoint)
     refuse_occupied(output, force=force)
     plan = _replan(directory, checkpoint, wishes)
+    if warmup:
+        _require_warmable(plan)
     verdict = audit(checkpoint, target=runtime_of(plan), progress=progress)
     if not verdict.passed:
         raise FindingsError(f"{checkpoint} failed its audit", verdict.findings, code="TC-402")
@@ -73,7 +78,7 @@ def build_engine(
         metrics = _measured(directory, partial)
         write_target_files(partial, plan, final=output, progress=progress)
         hashes = {path: digest for path, digest in hash_tree(partial).items() if path != gates.FILE}
-        return write_manifest(
+        manifest = write_manifest(
             partial,
             plan,
             name=output.resolve().name,
@@ -82,6 +87,18 @@ def build_engine(
             stages=_stages(partial, hashes, verdict.facts),
             metrics=metrics,
         )
+    return {**manifest, "warmup": warm_up(output, progress=progress)} if warmup else manifest
+
+
+def _require_warmable(plan: Plan) -> None:
+    """UsageError TC-412 for another target, TC-410 for another release than the installed one, before any work."""
+    if plan.target != "trtllm":
+        raise UsageError(
+            f"--warmup: target {plan.target} has nothing to load and tune ahead",
+            hint="it is for --target trtllm",
+            code="TC-412",
+        )
+    require_release(plan.target_version)
 
 
 def _measured(directory: Path, partial: Path) -> dict[str, Any]:
