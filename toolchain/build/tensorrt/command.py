@@ -77,6 +77,9 @@ def _gemm(plan: Plan) -> Choice:
     source = "docs/source/legacy/performance/performance-tuning-guide/useful-build-time-flags.md"
     if plan.formats == ("fp8",):
         return Choice(flag="gemm_plugin", value="disable", reason=f"recommended for FP8 ({source})")
+    if plan.formats == ("nvfp4",):
+        reason = "the FP4 matmul is this plugin's (FP4Linear in tensorrt_llm/quantization/layers.py)"
+        return Choice(flag="gemm_plugin", value="nvfp4", reason=reason)
     return Choice(flag="gemm_plugin", value="auto", reason=f"recommended for 16-bit matmuls ({source})")
 
 

@@ -53,7 +53,7 @@ def pretrained_config(
         "num_key_value_heads": attention.num_kv_heads,
         "head_size": attention.head_dim,
         "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
+        "intermediate_size": _intermediate_size(decoder),
         "norm_epsilon": config["rms_norm_eps"],
         "vocab_size": config["vocab_size"],
         "max_position_embeddings": config["max_position_embeddings"],
@@ -75,6 +75,14 @@ def pretrained_config(
     if is_moe:
         made |= {"moe": _moe(decoder)}
     return made
+
+
+def _intermediate_size(decoder: Decoder) -> int:
+    """Of Qwen's mixtures the size of one expert, as ModelOpt's exporter writes it: whichever of the two keys
+    ``models/qwen/model.py`` of a release asks for, the answer is the same."""
+    config = decoder.config
+    of_qwen_experts = decoder.model.config == "qwen" and decoder.model.moe_parent
+    return int(config["moe_intermediate_size" if of_qwen_experts else "intermediate_size"])
 
 
 def _attention_bias(decoder: Decoder) -> bool:
