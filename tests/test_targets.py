@@ -39,7 +39,7 @@ CASES: dict[tuple[str, str, str, bool], str] = {
     ("1.2.1", "h100", "int4_awq", False): "ok",
     ("1.2.1", "a100", "int4_awq", False): "ok",
     ("1.1.0", "b200", "int4_awq", False): "error",
-    ("1.2.1", "b200", "int4_awq", False): "warning",
+    ("1.2.1", "b200", "int4_awq", False): "ok",
     ("1.4.0rc1", "b200", "int4_awq", False): "ok",
     ("1.4.0rc1", "rtx5090", "int4_awq", False): "error",
     # FP8 in blocks of 128: Hopper; on SM100 with scales turned into powers of two; SM120 for experts only.
@@ -52,10 +52,15 @@ CASES: dict[tuple[str, str, str, bool], str] = {
     ("1.2.1", "h100", "fp8_per_channel_per_token", False): "ok",
     ("1.2.1", "b200", "fp8_per_channel_per_token", False): "error",
     ("1.4.0rc1", "h100", "fp8_per_channel_per_token", True): "error",
+    # The algorithm's name was missing on 2026-07-02 (pull request 15886): rc20 is of 06-30, rc22 of 07-22.
     ("1.2.1", "h100", "w4a16_nvfp4", True): "error",
-    ("1.3.0rc20", "h100", "w4a16_nvfp4", True): "warning",
-    ("1.3.0rc20", "a100", "w4a16_nvfp4", True): "warning",
-    ("1.3.0rc20", "rtx5090", "w4a16_nvfp4", True): "warning",
+    ("1.3.0rc20", "h100", "w4a16_nvfp4", True): "error",
+    ("1.3.0rc22", "h100", "w4a16_nvfp4", True): "warning",
+    ("1.3.0rc22", "a100", "w4a16_nvfp4", True): "warning",
+    ("1.3.0rc22", "rtx5090", "w4a16_nvfp4", True): "warning",
+    # Pull request 6809, in the release notes of 1.1.0rc4.
+    ("1.0.0", "b200", "w4a8_nvfp4_fp8", True): "error",
+    ("1.1.0", "b200", "w4a8_nvfp4_fp8", True): "warning",
     ("1.3.0rc20", "b200", "w4a8_nvfp4_fp8", True): "warning",
     ("1.3.0rc20", "h100", "w4a8_nvfp4_fp8", True): "error",
     ("1.2.1", "h100", "mxfp4", True): "warning",
@@ -74,13 +79,30 @@ CASES: dict[tuple[str, str, str, bool], str] = {
     ("1.4.0rc1", "h100", "int8_sq", False): "error",
     ("1.4.0rc1", "h100", "int8_sq", True): "error",
     ("1.3.0rc20", "a100", "int8_wo", True): "warning",
+    # Weight-only quantization in the PyTorch workflow: release notes of 1.0; for experts pull request 6629, after it.
+    ("1.0.0", "a100", "int8_wo", False): "warning",
+    ("1.0.0", "a100", "int8_wo", True): "error",
+    ("1.1.0", "a100", "int8_wo", True): "warning",
+    # gpt-oss: release notes of 1.1. B300: release notes of 1.1. DGX Spark: "beta" in those of 1.2.
+    ("1.0.0", "h100", "mxfp4", True): "error",
+    ("1.1.0", "h100", "mxfp4", True): "warning",
+    ("1.0.0", "b300", "nvfp4", True): "error",
+    ("1.1.0", "b300", "nvfp4", True): "ok",
+    ("1.2.1", "dgxspark", "nvfp4", True): "warning",
+    # Marlin on Ada: pull request 16749, merged after 2026-07-24.
+    ("1.3.0rc22", "l40s", "nvfp4", True): "error",
+    ("1.3.0rc29", "l40s", "nvfp4", True): "warning",
+    # MXFP8: release notes of 1.3.0rc20.
+    ("1.2.1", "b200", "mxfp8", True): "error",
 }
 
 # (release, gpu, KV cache) -> what must come back. From the hardware matrix: NVFP4 KV on SM100 and SM103 only.
 KV_CASES: dict[tuple[str, str, str], str] = {
     ("1.2.1", "a100", "fp8"): "ok",
     ("1.2.1", "h100", "fp8_cast"): "ok",
-    ("1.2.1", "b200", "nvfp4"): "error",
+    ("1.1.0", "b200", "nvfp4"): "error",
+    # In the hardware matrix of 1.2.1, not in that of 1.1.0; with FP8 weights and activations only.
+    ("1.2.1", "b200", "nvfp4"): "warning",
     ("1.3.0rc20", "b200", "nvfp4"): "warning",
     ("1.4.0rc1", "h100", "nvfp4"): "error",
     ("1.4.0rc1", "rtx5090", "nvfp4"): "error",
@@ -108,7 +130,8 @@ def test_every_format_has_a_row_or_a_reason() -> None:
     """Nothing is refused without saying whether a kernel for one SM is missing, or all of them."""
     sms = {gpu.sm for gpu in GPUS[1:]}
     for item, model in itertools.product(FORMATS, ("dense", "moe")):
-        rows = [row for row in TRTLLM.rows if item.name in row.formats and model in row.models]
+        table = [row for line in TRTLLM.lines for row in line.rows]
+        rows = [row for row in table if item.name in row.formats and model in row.models]
         assert all(set(row.sms) & sms or row.sms for row in rows)
         assert bool(rows) != ((item.name, model) in REASONS), (item.name, model)
 

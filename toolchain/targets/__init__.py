@@ -11,7 +11,7 @@ from toolchain.targets.listing import SupportRow, support_rows
 from toolchain.targets.local import LOCAL
 from toolchain.targets.support import check_target
 from toolchain.targets.tensorrt import TENSORRT
-from toolchain.targets.trtllm import TRTLLM, moe_backend
+from toolchain.targets.trtllm import LINES, TRTLLM, BackendState, Wish, moe_backend, moe_backends
 from toolchain.targets.version import Version, parse_version
 
 TARGETS: tuple[Target, ...] = (LOCAL, TRTLLM, TENSORRT)
@@ -41,17 +41,21 @@ def support_table(
 
 
 __all__ = [
+    "LINES",
     "LOCAL",
     "TARGETS",
     "TENSORRT",
     "TRTLLM",
+    "BackendState",
     "Row",
     "SupportRow",
     "Target",
     "Version",
+    "Wish",
     "check",
     "get_target",
     "moe_backend",
+    "moe_backends",
     "parse_version",
     "support_table",
 ]

@@ -8,7 +8,10 @@ from toolchain.targets.line import Line
 from toolchain.targets.rows import Row, dense, moe
 from toolchain.targets.sources import (
     CREATE_MOE,
+    DEEPSEEK_1_0,
+    DEEPSEEK_1_2,
     LINEAR,
+    LLM_ARGS_1_0,
     MATRIX_1_0,
     MOE_GUIDE,
     NOTES_1_0,
@@ -23,7 +26,9 @@ BLOCK_BLACKWELL = (
 )
 UNLISTED = "there is a kernel for it in the sources, but the hardware matrix does not list it"
 REFERENCE_ONLY = "reference implementation, one matmul per expert: for comparing numbers, never for serving"
-WIDE_EP = "wide expert parallelism, with attention data parallelism; gone in the 1.3 line"
+WIDE_EP = (
+    "for expert parallelism over more than 8 ranks, with attention data parallelism; gone in the 1.3 line"
+)
 _HOPPER_ONLY = "its FP8 block kernel stops with `fp8 blockscale gemm only support Hopper`"
 
 _DENSE = (
@@ -64,7 +69,6 @@ _MOE = (
         "fp8_block",
         (B200,),
         f"{CREATE_MOE}: TRTLLM takes fp8_block_scales; {NOTES_1_0}: DeepSeek-R1 FP8 on Blackwell",
-        preferred=True,
         state="limited",
         note=BLOCK_BLACKWELL,
     ),
@@ -72,7 +76,8 @@ _MOE = (
         "DEEPGEMM",
         "fp8_block",
         (B200,),
-        f"{pull(7524)}: the backend of its DeepSeek-R1 FP8 test on SM100; {MOE_GUIDE}",
+        f"{DEEPSEEK_1_0}: the backend for FP8; {pull(7524)}: that of the test on SM100; {MOE_GUIDE}",
+        preferred=True,
         state="limited",
         note=BLOCK_BLACKWELL,
     ),
@@ -87,8 +92,10 @@ _MOE = (
         f"{NOTES_1_0}: w4a8 MoE; {MOE_GUIDE}: SM89 and SM90 only",
         preferred=True,
     ),
-    moe("WIDEEP", "fp8_block", HOPPER, MOE_GUIDE, state="limited", note=WIDE_EP),
-    moe("WIDEEP", "nvfp4", (B200,), MOE_GUIDE, state="limited", note=WIDE_EP),
+    moe("WIDEEP", "fp8_block", HOPPER, f"{MOE_GUIDE}, as history", state="limited", note=WIDE_EP),
+    moe(
+        "WIDEEP", "nvfp4", (B200,), f"{MOE_GUIDE}, as history; {DEEPSEEK_1_2}", state="limited", note=WIDE_EP
+    ),
     moe("VANILLA", "fp8", (*ADA, *HOPPER, B200, RTX), MOE_GUIDE, state="limited", note=REFERENCE_ONLY),
     moe("VANILLA", "fp8_block", (*HOPPER, B200), MOE_GUIDE, state="limited", note=REFERENCE_ONLY),
     moe("VANILLA", "nvfp4", (B200, RTX), MOE_GUIDE, state="limited", note=REFERENCE_ONLY),
@@ -101,9 +108,9 @@ LINE_1_0 = Line(
     # The constant scale of fp8_cast is what runtimes assume for an FP8 cache without stored scales.
     kv_rows=(Row(formats=("fp8", "fp8_cast"), sms=ALL_SMS, source=MATRIX_1_0),),
     backends=("CUTLASS", "CUTEDSL", "WIDEEP", "TRTLLM", "DEEPGEMM", "VANILLA"),
-    backends_source="TensorRT-LLM tensorrt_llm/llmapi/llm_args.py, a copy of August 2025 without TRITON",
+    backends_source=LLM_ARGS_1_0,
     eplb=("WIDEEP",),
-    eplb_source="TensorRT-LLM fused_moe/create_moe.py, copies of 2025: asserts WideEPMoE",
+    eplb_source=f"{CREATE_MOE}, older copies: asserts WideEPMoE",
     known_bad=(
         KnownBad(
             what="gpt-oss is not among the models of TensorRT-LLM 1.0",

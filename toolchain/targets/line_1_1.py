@@ -7,12 +7,20 @@ from toolchain.targets.known_bad import KnownBad
 from toolchain.targets.line import Line
 from toolchain.targets.line_1_0 import LINE_1_0, UNLISTED
 from toolchain.targets.rows import also_on, dense, moe
-from toolchain.targets.sources import CREATE_MOE, MATRIX_1_1, MOE_GUIDE, NOTES_1_1, issue, pull
+from toolchain.targets.sources import (
+    CREATE_MOE,
+    GPT_OSS_1_2,
+    LLM_ARGS_1_1,
+    MATRIX_1_1,
+    MOE_GUIDE,
+    NOTES_1_1,
+    issue,
+    pull,
+)
 
 WEIGHTS_ONLY = "activations stay in BF16; weights are expanded in the kernel: saves memory, not arithmetic"
 GPT_OSS_ONLY = "documented for gpt-oss only"
 _W4A8 = "the hardware matrix does not list it"
-_GUIDE_GPT_OSS = "TensorRT-LLM docs/source/deployment-guide, gpt-oss (copies of 1.1 and 1.2.0rc2)"
 
 # Release notes of 1.1: "support for B300/GB300"; 1.1.0rc4: kernels of trtllm-gen for SM103 (7570).
 _SM103 = also_on(
@@ -24,7 +32,7 @@ _MOE = (
         "TRITON",
         "mxfp4",
         HOPPER,
-        f"{pull(6645)}; {pull(7101)}: TRITON on H100 and H200",
+        f"{pull(6645)}; {pull(7101)}: TRITON on H100 and H200; {GPT_OSS_1_2}",
         preferred=True,
         state="limited",
         note=f"{WEIGHTS_ONLY}; {GPT_OSS_ONLY}",
@@ -33,7 +41,7 @@ _MOE = (
         "TRTLLM",
         "mxfp4",
         BLACKWELL,
-        f"{_GUIDE_GPT_OSS}; {CREATE_MOE}",
+        f"{GPT_OSS_1_2}; {CREATE_MOE}",
         preferred=True,
         state="limited",
         note=f"activations in MXFP8; {GPT_OSS_ONLY}",
@@ -42,7 +50,7 @@ _MOE = (
         "CUTLASS",
         "mxfp4",
         BLACKWELL,
-        f"{_GUIDE_GPT_OSS}; {MOE_GUIDE}",
+        f"{GPT_OSS_1_2}; {MOE_GUIDE}",
         state="limited",
         note=f"activations in MXFP8; {GPT_OSS_ONLY}; TRTLLM is faster since 1.2",
     ),
@@ -87,7 +95,7 @@ LINE_1_1 = Line(
         *_SM103,
     ),
     backends=(*LINE_1_0.backends, "TRITON"),
-    backends_source="TensorRT-LLM tensorrt_llm/llmapi/llm_args.py, a copy of autumn 2025; the default is CUTLASS",
+    backends_source=f"{LLM_ARGS_1_1}; the default is CUTLASS",
     eplb=LINE_1_0.eplb,
     eplb_source=LINE_1_0.eplb_source,
     known_bad=(

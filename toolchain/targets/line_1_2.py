@@ -11,8 +11,8 @@ from toolchain.targets.line import Line
 from toolchain.targets.line_1_1 import GPT_OSS_ONLY, LINE_1_1, WEIGHTS_ONLY
 from toolchain.targets.rows import UNVERIFIED, Row, also_on, dense, moe
 from toolchain.targets.sources import (
-    CREATE_MOE,
-    MATRIX_1_1,
+    GPT_OSS_1_2,
+    LLM_ARGS_1_2,
     MATRIX_1_2,
     MOE_GUIDE,
     NOTES_1_2,
@@ -21,15 +21,11 @@ from toolchain.targets.sources import (
 )
 
 _SPARK = "DGX Spark is in beta: one node, and the models that the release notes name"
-_AWQ_BLACKWELL = (
-    f"{UNVERIFIED}: which release brought AWQ kernels to SM100 is not documented: the matrix of 1.1 lacks them, "
-    "that of mid 2026 has them"
-)
 _MXFP4_RTX = (
     f"{GPT_OSS_ONLY}; {UNVERIFIED}: the matrix lists MXFP4 on SM120 and AUTO falls back to CUTLASS there, the table of "
     "kernels names SM120 in one copy and leaves it out in a later one"
 )
-_KV = "TensorRT-LLM documents it with FP8 weights and activations only"
+NVFP4_KV = "only with FP8 weights and activations, and documented for Llama 2, Llama 3 and Qwen3 only"
 
 # Release notes of 1.0 name SM121, those of 1.2 "DGX Spark (beta)"; the hardware matrix has no row for it.
 _SM121 = tuple(
@@ -45,18 +41,13 @@ LINE_1_2 = Line(
     versions=("1.2.0", "1.2.1"),
     before=LINE_1_1,
     rows=(
-        dense(
-            "int4_awq int4_gptq w4a8_awq",
-            BLACKWELL,
-            f"{MATRIX_1_1} lacks it; {NOTES_1_2}: INT4-AWQ broadened",
-            state="limited",
-            note=_AWQ_BLACKWELL,
-        ),
+        # 1.1's matrix has no AWQ and GPTQ on SM100.
+        dense("int4_awq int4_gptq w4a8_awq", BLACKWELL, MATRIX_1_2),
         moe(
             "CUTLASS",
             "mxfp4",
             HOPPER,
-            f"{CREATE_MOE}; {MOE_GUIDE}: W4A16_MXFP4 on SM90",
+            f'{GPT_OSS_1_2}: "for Hopper, Triton is the faster"; {MOE_GUIDE}: W4A16_MXFP4 on SM90',
             state="limited",
             note=f"{WEIGHTS_ONLY}; {GPT_OSS_ONLY}; TRITON is faster",
         ),
@@ -71,11 +62,11 @@ LINE_1_2 = Line(
         ),
         *_SM121,
     ),
-    kv_rows=(Row(formats=("nvfp4",), sms=BLACKWELL, state="limited", note=_KV, source=MATRIX_1_2),),
+    kv_rows=(Row(formats=("nvfp4",), sms=BLACKWELL, state="limited", note=NVFP4_KV, source=MATRIX_1_2),),
     backends=LINE_1_1.backends,
-    backends_source="TensorRT-LLM tensorrt_llm/llmapi/llm_args.py, a copy of early 2026 with AUTO as default",
+    backends_source=f"{LLM_ARGS_1_2}; the default is AUTO",
     eplb=("WIDEEP", "CUTLASS", "TRTLLM", "CUTEDSL", "DEEPGEMM"),
-    eplb_source=f"{NOTES_1_2}: EPLB for trtllm-gen and CUTLASS, CuteDSL with large EP; fused_moe/create_moe.py",
+    eplb_source=f"{NOTES_1_2}: EPLB for trtllm-gen and CUTLASS, CuteDSL with large EP",
     known_bad=(
         KnownBad(
             what="grouped GEMMs of NVFP4 experts plan with the shared memory of B200: most tactics fail on SM121 and "

@@ -11,9 +11,17 @@ from toolchain.targets.known_bad_1_3 import KNOWN_BAD
 from toolchain.targets.line import Line
 from toolchain.targets.line_1_0 import REFERENCE_ONLY
 from toolchain.targets.line_1_1 import WEIGHTS_ONLY
-from toolchain.targets.line_1_2 import LINE_1_2
+from toolchain.targets.line_1_2 import LINE_1_2, NVFP4_KV
 from toolchain.targets.rows import UNVERIFIED, Row, dense, moe
-from toolchain.targets.sources import LITERAL_1_3, MATRIX_1_3, MOE_GUIDE, notes, pull
+from toolchain.targets.sources import (
+    CREATE_MOE,
+    DEEPSEEK_1_3,
+    LITERAL_1_3,
+    MATRIX_1_3,
+    MOE_GUIDE,
+    notes,
+    pull,
+)
 
 _MARLIN = (
     "runs as W4A16 on Marlin kernels: saves memory, computes in BF16. Opt in with moe_config.backend MARLIN "
@@ -52,7 +60,6 @@ _DENSE = (
         state="limited",
         note=_MXFP8,
     ),
-    dense("int4_awq int4_gptq w4a8_awq", BLACKWELL, MATRIX_1_3, since="1.3.0rc22"),
 )
 _WEIGHTS_ONLY_NVFP4 = (
     moe(
@@ -129,7 +136,13 @@ _NVFP4 = (
         state="limited",
         note="all experts as one dense matmul: for few tokens at a time (64 to 208 on DeepSeek-V3, tp=8)",
     ),
-    moe("CUTEDSL", "nvfp4", (B300,), MOE_GUIDE, since="1.3.0rc20"),
+    moe(
+        "CUTEDSL",
+        "nvfp4",
+        (B300,),
+        f"{MOE_GUIDE}; {DEEPSEEK_1_3}: CUTEDSL for wide expert parallelism",
+        since="1.3.0rc20",
+    ),
     moe(
         "CUTEDSL",
         "nvfp4",
@@ -190,6 +203,7 @@ LINE_1_3 = Line(
     versions=("1.3.0rc20", "1.3.0rc22", "1.3.0rc29"),
     before=LINE_1_2,
     rows=(*_DENSE, *_NVFP4, *_WEIGHTS_ONLY_NVFP4, *_MEGA_MOE, *_FP8),
+    kv_rows=(Row(formats=("nvfp4",), sms=BLACKWELL, state="limited", note=NVFP4_KV, source=MATRIX_1_3),),
     head_rows=(
         Row(
             formats=("fp8", "nvfp4", "w4a16_nvfp4"),
@@ -206,6 +220,6 @@ LINE_1_3 = Line(
     ),
     backends_source=f"{LITERAL_1_3}: WIDEEP is gone; rc20 still has it and lacks MEGAMOE_CUTEDSL",
     eplb=("CUTLASS", "TRTLLM", "CUTEDSL", "DEEPGEMM", "DENSEGEMM"),
-    eplb_source=f"fused_moe/create_moe.py, copies of 2026; {MOE_GUIDE}: MARLIN has none",
+    eplb_source=f"{CREATE_MOE} and younger copies; {MOE_GUIDE}: MARLIN has none",
     known_bad=KNOWN_BAD,
 )

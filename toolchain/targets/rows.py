@@ -33,8 +33,8 @@ class Row:
     backend: str = ""
     """``moe_config.backend`` that has the kernels; empty for dense layers and for targets without a choice."""
     preferred: bool = False
-    """True for the backend that is chosen when nobody asks for another: the one that ``AUTO`` resolves to in today's
-    main branch (``resolve_moe_backend``), or the only one that serves."""
+    """True for the backend that is chosen when nobody asks for another: the one of NVIDIA's deployment guides, else the
+    one that ``AUTO`` resolves to in the main branch of 2026 (``resolve_moe_backend``), or the only one that serves."""
     ep: bool = True
     """Whether it runs with expert parallelism."""
     attention_dp: bool = True

@@ -6,10 +6,19 @@ _REPOSITORY = "https://github.com/NVIDIA/TensorRT-LLM"
 _MOE = "tensorrt_llm/_torch/modules/fused_moe"
 
 HARDWARE = "TensorRT-LLM docs/source/features/quantization.md"
-MATRIX_1_0 = f"{HARDWARE}@f53fb4c (August 2025: SM100, no SM103)"
-MATRIX_1_1 = f"{HARDWARE}@09d4c79 (September 2025: SM100 and SM103)"
-MATRIX_1_2 = "nvidia.github.io/TensorRT-LLM/1.2.0rc6/features/quantization.html"
-MATRIX_1_3 = "nvidia.github.io/TensorRT-LLM/1.3.0rc27/features/quantization.html"
+
+# The documentation of each release, as the branch gh-pages has it: features/quantization.md, "Hardware Support Matrix".
+MATRIX_1_0 = "TensorRT-LLM gh-pages@090dc64, 1.0.0/features/quantization"
+MATRIX_1_1 = "TensorRT-LLM gh-pages@8660c11, 1.1.0/features/quantization"
+MATRIX_1_2 = "TensorRT-LLM gh-pages@58fb435, 1.2.1/features/quantization"
+MATRIX_1_3 = "TensorRT-LLM gh-pages@bf0ee2f, 1.3.0rc29/features/quantization"
+DEEPSEEK_1_0 = "TensorRT-LLM gh-pages@090dc64, 1.0.0/deployment-guide, DeepSeek-R1"
+DEEPSEEK_1_2 = "TensorRT-LLM gh-pages@58fb435, 1.2.1/deployment-guide, DeepSeek-R1"
+DEEPSEEK_1_3 = "TensorRT-LLM gh-pages@bf0ee2f, 1.3.0rc29/deployment-guide, DeepSeek-R1"
+GPT_OSS_1_2 = "TensorRT-LLM gh-pages@58fb435, 1.2.1/deployment-guide, gpt-oss"
+LLM_ARGS_1_0 = "TensorRT-LLM gh-pages@090dc64, 1.0.0/_modules/tensorrt_llm/llmapi/llm_args"
+LLM_ARGS_1_1 = "TensorRT-LLM gh-pages@8660c11, 1.1.0/_modules/tensorrt_llm/llmapi/llm_args"
+LLM_ARGS_1_2 = "TensorRT-LLM gh-pages@58fb435, 1.2.1/_modules/tensorrt_llm/llmapi/llm_args"
 
 LINEAR = "TensorRT-LLM tensorrt_llm/_torch/modules/linear.py@00bbf71"
 CREATE_MOE = f"TensorRT-LLM {_MOE}/create_moe.py@01f8de5"
