@@ -10,7 +10,8 @@ ENV MODEL=${MODEL} \
     TRANSFORMERS_OFFLINE=1 \
     HOME=/tmp
 
-COPY toolchain/deploy/templates/health.py toolchain/deploy/templates/check_versions.py /opt/toolchain/
+COPY toolchain/deploy/templates/health.py toolchain/deploy/templates/check_versions.py \
+     toolchain/deploy/templates/triton_ranks.sh /opt/toolchain/
 
 USER 1000
 WORKDIR /tmp

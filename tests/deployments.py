@@ -52,6 +52,12 @@ def write_engine(
     }
     (directory / "engine.json").write_text(json.dumps(manifest))
     if target != "local":
-        lock = {"tensorrt_llm": version, "world_size": tp * pp}
+        lock = {"tensorrt_llm": version, "image": f"release:{version}", "world_size": tp * pp}
         (directory / "versions.lock.json").write_text(json.dumps(lock))
+    if target == "tensorrt":
+        (directory / "engine").mkdir()
+        built = {"version": version, "pretrained_config": {"mapping": {"world_size": tp * pp}}}
+        (directory / "engine" / "config.json").write_text(json.dumps(built))
+        for rank in range(tp * pp):
+            (directory / "engine" / f"rank{rank}.engine").touch()
     return directory

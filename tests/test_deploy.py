@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from tests.deployments import write_engine
-from toolchain.core.errors import UsageError
+from toolchain.build.llmapi.commands import unrecorded_options
+from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.deploy.settings import DeploySettings
-from toolchain.deploy.write import deploy_engine
+from toolchain.deploy.write import deploy_engine, prepare
+from toolchain.targets import TRTLLM
 
 GOLDENS = Path(__file__).parent / "golden" / "deploy"
 KUBERNETES = kubernetes_validate.latest_version()
@@ -23,6 +25,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "local": ({"target": "local", "gpu": "cpu"}, {"image": "registry.example/toolchain-local:0.1.0"}),
     "trtllm-serve": ({"tp": 4, "ep": 4}, {"node_selector": (("nvidia.com/gpu.product", "NVIDIA-B200"),)}),
     "triton": ({"tp": 2, "version": "1.1.0"}, {"runtime": "triton"}),
+    "tensorrt": ({"target": "tensorrt", "tp": 2, "version": "1.1.0"}, {}),
     "vllm": ({"tp": 2, "ep": 2}, {"runtime": "vllm", "replicas": 2}),
     "sglang": ({"tp": 2, "ep": 2}, {"runtime": "sglang"}),
     "vllm-nodes": ({"tp": 8, "pp": 2}, {"runtime": "vllm"}),
@@ -172,6 +175,12 @@ def test_the_probes_script_is_the_one_in_the_config_map(tmp_path: Path) -> None:
     ("engine", "settings", "message"),
     [
         ({}, {"runtime": "triton"}, "no published Triton image is known to carry TensorRT-LLM 1.2.1"),
+        ({"target": "tensorrt", "version": "1.2.1"}, {}, "no published Triton image"),
+        (
+            {"target": "tensorrt", "version": "1.1.0"},
+            {"runtime": "vllm"},
+            "does not serve engines of target tensorrt",
+        ),
         ({"tp": 13}, {}, "= 13 GPUs do not spread evenly over 2 nodes of 8"),
         (
             {"tp": 4, "pp": 3, "version": "1.1.0"},
@@ -200,6 +209,20 @@ def test_what_cannot_be_served_is_refused_without_output(
     with pytest.raises(UsageError, match=message):
         deploy_engine(write_engine(tmp_path / "e", **engine), tmp_path / "out", DeploySettings(**settings))
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+def test_a_tensorrt_engine_that_is_not_built_is_not_deployed(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "e", target="tensorrt", tp=2, version="1.1.0")
+    (engine / "engine" / "rank1.engine").unlink()
+    with pytest.raises(ToolchainError, match=r"lacks rank1\.engine"):
+        deploy_engine(engine, tmp_path / "out", DeploySettings())
+
+
+@pytest.mark.parametrize("version", TRTLLM.versions)
+def test_options_of_trtllm_serve_are_recorded_for_the_release(version: str, tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "e", version=version)
+    words = prepare(engine, DeploySettings()).server.leader
+    assert unrecorded_options(words, version) == []
 
 
 def test_command_line(toolchain: Callable[..., Any], tmp_path: Path) -> None:

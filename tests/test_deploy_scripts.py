@@ -107,3 +107,22 @@ def test_a_worker_waits_for_the_leader(tmp_path: Path, node: dict[str, str]) -> 
     words = (tmp_path / "sshd").read_text()
     assert "PasswordAuthentication=no" in words and "2222" in words
     assert not (tmp_path / "mpirun").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_tritonserver_for_each_rank(ranks: int, tmp_path: Path) -> None:
+    """As ``launch_triton_server.py`` does: rank 0 loads the repository, the others the model that runs ranks."""
+    for name in ("mpirun", "tritonserver"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$(basename "$0")" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    script = TEMPLATES / "triton_ranks.sh"
+    ran = subprocess.run(
+        ["bash", script, str(ranks)], env=environment, capture_output=True, text=True, timeout=60
+    )
+    program, *words = ran.stdout.split()
+    assert program == ("tritonserver" if ranks == 1 else "mpirun")
+    parts = " ".join(words).split(" : ")
+    assert len(parts) == ranks and all("--model-repository=/repository" in part for part in parts)
+    assert len({part.split("shm-region-prefix-name=")[1].split()[0] for part in parts}) == ranks
+    assert ["--load-model=tensorrt_llm" in part for part in parts] == [rank > 0 for rank in range(ranks)]

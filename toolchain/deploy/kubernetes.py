@@ -49,8 +49,7 @@ class Manifests:
 
     def config_map(self) -> dict[str, Any]:
         """The scripts that run beside the server, so that published images need no rebuilding."""
-        names = ["health.py", *(["mpi_node.sh"] if self.server.ssh else [])]
-        data = {name: (TEMPLATES / name).read_text(encoding="utf-8") for name in names}
+        data = {name: (TEMPLATES / name).read_text(encoding="utf-8") for name in self.server.scripts}
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": self._metadata(), "data": data}
 
     def service(self) -> dict[str, Any]:

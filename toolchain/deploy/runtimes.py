@@ -36,6 +36,8 @@ class Server:
     probe: tuple[str, ...]
     """What the health script is called with."""
     ports: tuple[tuple[str, int], ...] = (("http", PORT),)
+    scripts: tuple[str, ...] = ("health.py",)
+    """Files of ``templates/`` that run beside the server."""
     repository: bool = False
     """Whether it needs the Triton model repository as well."""
     ssh: bool = False
@@ -94,6 +96,7 @@ def _trtllm_serve(engine: EngineDir, placement: Placement) -> Server:
         leader=(*script, *words) if several else tuple(words),
         worker=script if several else (),
         probe=("--openai", _url()),
+        scripts=("health.py", "mpi_node.sh") if several else ("health.py",),
         ssh=several,
     )
 
@@ -106,31 +109,18 @@ def _triton(engine: EngineDir, placement: Placement) -> Server:
             code="TC-451",
         )
     legacy = engine.target == "tensorrt"
-    words = _ranks(placement.world_size) if legacy else ["tritonserver", f"--model-repository={REPOSITORY}"]
+    words = ["tritonserver", f"--model-repository={REPOSITORY}"]
+    if legacy:
+        words = ["bash", f"{HEALTH}/triton_ranks.sh", str(placement.world_size)]
     return Server(
         runtime="triton",
         image=triton_image(str(engine.manifest["target_version"])),
         leader=tuple(words),
         probe=("--triton", _url(), "--model", "ensemble") if legacy else ("--triton", _url()),
         ports=_triton_ports(),
+        scripts=("health.py", "triton_ranks.sh") if legacy else ("health.py",),
         repository=True,
     )
-
-
-def _ranks(world_size: int) -> list[str]:
-    """tritonserver for TensorRT engines: one process for each rank, of which only the first serves.
-
-    The others stay inside loading ``tensorrt_llm``, where they run their rank (``scripts/launch_triton_server.py`` of
-    the tensorrtllm_backend). Each has a prefix of its own for the shared memory of its Python stubs.
-    """
-    words: list[str] = []
-    for rank in range(world_size):
-        words += [":"] if rank else []
-        words += ["-n", "1"] if world_size > 1 else []
-        words += ["tritonserver", f"--model-repository={REPOSITORY}", "--disable-auto-complete-config"]
-        words += [f"--backend-config=python,shm-region-prefix-name=rank{rank}_"]
-        words += ["--model-control-mode=explicit", "--load-model=tensorrt_llm"] if rank else []
-    return ["mpirun", *words] if world_size > 1 else words
 
 
 def _peer(engine: EngineDir, runtime: str, placement: Placement) -> Server:
@@ -138,9 +128,7 @@ def _peer(engine: EngineDir, runtime: str, placement: Placement) -> Server:
     if command.refused:
         raise UsageError(f"--runtime {runtime}: {command.refused}", hint="use trtllm-serve", code="TC-450")
     words = (*command.words, "--host", "0.0.0.0", "--port", str(PORT), "--served-model-name", engine.name)
-    leader, worker = words, ()
-    if placement.nodes > 1:
-        leader, worker = _several_nodes(runtime, words)
+    leader, worker = _several_nodes(runtime, words) if placement.nodes > 1 else (words, ())
     return Server(
         runtime=runtime,
         image=get_image(runtime.upper()),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolchain.build.tensorrt.command import ENGINE
 from toolchain.core.errors import UsageError
 from toolchain.core.files import read_json
 from toolchain.core.roles import Role
@@ -86,7 +87,9 @@ def object_name(engine: EngineDir, wished: str = "") -> str:
 
 
 def weight_bytes(engine: EngineDir) -> int:
-    """Bytes of the checkpoint's shards."""
+    """Bytes that the server reads: the checkpoint's shards, or the TensorRT engine's ranks."""
+    if engine.target == "tensorrt":
+        return sum(path.stat().st_size for path in (engine.path / ENGINE).glob("rank*.engine"))
     return sum(path.stat().st_size for path in engine.checkpoint.glob("*.safetensors"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toolchain.build.tensorrt import read_lock, require_built
 from toolchain.core.errors import UsageError
 from toolchain.core.files import (
     atomic_directory,
@@ -30,13 +31,15 @@ def prepare(engine_dir: Path, settings: DeploySettings, *, allow_unfit: bool = F
     require_fit(engine.path, engine.manifest, allow_unfit=allow_unfit)
     if settings.replicas < 0:
         raise UsageError(f"--replicas {settings.replicas}: expected 0 or more", code="TC-451")
+    if engine.target == "tensorrt":
+        require_built(engine.path, read_lock(engine.path))
     placement = place(engine, settings)
     server = choose(engine, settings.runtime, placement)
     image = settings.image or (server.image.pinned if server.image else "")
     if not image:
         raise UsageError(
             f"no published Triton image is known to carry TensorRT-LLM {engine.manifest.get('target_version')}",
-            hint="name one with --image, or serve with --runtime trtllm-serve",
+            hint="name one with --image" + (", or use --runtime trtllm-serve" * (engine.target == "trtllm")),
             code="TC-453",
         )
     return Manifests(
