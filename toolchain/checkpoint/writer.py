@@ -60,6 +60,9 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             hint="check the space and the limits of its file system",
             code="TC-002",
         ) from error
+    # safetensors 0.8 leaves its temporary file's 0600, which a container's own user cannot read; streamed shards have
+    # these bits as well.
+    path.chmod(path.stat().st_mode | 0o044)
 
 
 def _name_shards(directory: Path, written: list[tuple[Path, list[str]]], total: int) -> None:
