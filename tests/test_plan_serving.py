@@ -35,7 +35,7 @@ def found(plan: Plan, code: str) -> tuple[str, str, str]:
     ids=lambda wish: next(iter(wish)),
 )
 def test_wishes_for_the_llm_api_mean_nothing_elsewhere(wish: dict[str, Any]) -> None:
-    severity, message, hint = found(planned("local", **wish), "TC-117")
+    severity, message, hint = found(planned("local", tp=2, ep=2, **wish), "TC-117")
     assert severity == "error"
     assert next(iter(wish)).replace("_", "-") in message and "target local" in message
     assert "--target trtllm" in hint

@@ -18,6 +18,9 @@ class Role(StrEnum):
     OTHER = "other"
     """Anything else that is kept as it is: biases, sinks, vision towers, MTP heads."""
 
+    # Enum's own is written in Python, and a plan of DeepSeek-V3 looks roles up a million times.
+    __hash__ = str.__hash__
+
 
 QUANTIZABLE = (Role.ROUTED_EXPERT, Role.SHARED_EXPERT, Role.DENSE_MLP, Role.ATTENTION)
 """Roles that a policy may quantize. Routers, norms and embeddings never are."""

@@ -72,6 +72,10 @@ class Family:
     target_formats: tuple[tuple[str, tuple[str, ...], str], ...] = ()
     """(target, formats of experts that its loader for this family reads, reason): less than ``formats``."""
 
+    def __hash__(self) -> int:
+        """By name: the generated one walks all fields, for each of a model's tensors."""
+        return hash(self.name)
+
     @property
     def fuses_experts(self) -> bool:
         """True when the checkpoint stores all experts of a layer and projection in one tensor."""

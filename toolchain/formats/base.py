@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 DTYPE_BYTES = {
@@ -66,6 +67,10 @@ class Format:
     default_recipe: str = "max"
     """Recipe (``toolchain.recipes``) that the format's name promises: ``awq`` for int4_awq."""
 
+    def __hash__(self) -> int:
+        """By name: the generated one walks all fields, for each of a model's matrices."""
+        return hash(self.name)
+
     @property
     def has_pre_quant_scale(self) -> bool:
         """True when a factor per input channel is stored with every matrix whose norm does not take it."""
@@ -78,16 +83,21 @@ class Format:
 
     def stored_bytes(self, out_features: int, in_features: int, *, source_dtype: str = "BF16") -> int:
         """Bytes on disk of one quantized Linear [out_features, in_features], required tensors only."""
-        return sum(
-            prod(item.shape(out_features, in_features))
-            * DTYPE_BYTES[source_dtype if item.dtype == "source" else item.dtype]
-            for item in self.stored
-            if item.required
-        )
+        return _stored_bytes(self, out_features, in_features, source_dtype)
 
     def bits_per_weight(self, out_features: int = 4096, in_features: int = 4096) -> float:
         """Effective bits per weight, scales included."""
         return self.stored_bytes(out_features, in_features) * 8 / (out_features * in_features)
+
+
+@lru_cache(maxsize=4096)
+def _stored_bytes(format: Format, out_features: int, in_features: int, source_dtype: str) -> int:
+    return sum(
+        prod(item.shape(out_features, in_features))
+        * DTYPE_BYTES[source_dtype if item.dtype == "source" else item.dtype]
+        for item in format.stored
+        if item.required
+    )
 
 
 def same_stored(left: Format, right: Format) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from toolchain.core.errors import ToolchainError
 from toolchain.families import get_family
 from toolchain.families.base import Family
+from toolchain.models.prequantized import scheme_of
 from toolchain.models.types import TensorInfo
 
 
@@ -69,7 +70,9 @@ def _build(source: str, config: dict[str, Any], *, trust_remote_code: bool) -> A
         parsed = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         # The named class is the one whose checkpoint this is; an auto class may drop a vision tower.
         builder = getattr(transformers, config["architectures"][0], None)
-        dtype = getattr(parsed, "dtype", None) or torch.float32
+        # A config without a dtype means float32; but of a quantized release BF16 (``VALUE_DTYPE``).
+        silent = torch.bfloat16 if scheme_of(config) else torch.float32
+        dtype = getattr(parsed, "dtype", None) or silent
         with torch.device("meta"):
             if builder is not None and hasattr(builder, "_from_config"):
                 return builder._from_config(parsed, dtype=dtype)

@@ -120,6 +120,8 @@ def _rank_hint(info: ModelInfo, dimension: _Dimension, serving: Serving) -> str:
             if serving.tp % ep == 0 and info.num_experts % ep == 0 and fits(serving.tp // ep):
                 choices.append(f"--ep {ep}")
                 break
+    elif info.is_moe and not serving.attention_dp:
+        choices.append("--attention-dp, which leaves this part whole")
     if not choices:
         return "use a format with smaller groups, or leave this part out with --policy"
     return f"use {' or '.join(choices)}"

@@ -133,7 +133,7 @@ def _balancing(info: ModelInfo, serving: Serving) -> Iterator[Finding]:
     if not slots:
         if serving.eplb_layer_updates:
             message = "experts cannot be placed anew without slots to place them in"
-            hint = f"add --eplb-slots, such as {info.num_experts + ep}"
+            hint = f"add --eplb-slots {info.num_experts + ep}, or more"
             yield Finding(code="TC-118", where="--eplb-layer-updates", message=message, hint=hint)
         return
     least = -(-max(info.num_experts, 1) // ep) * ep
