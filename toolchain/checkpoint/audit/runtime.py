@@ -20,6 +20,7 @@ from toolchain.models.config import config_dtype, text_config
 from toolchain.plan.types import Plan
 from toolchain.targets import TRTLLM, parse_version
 from toolchain.targets import checkpoint_rules as rules
+from toolchain.targets.architectures import ALL_SMS
 from toolchain.targets.base import Model
 from toolchain.targets.checkpoint_rules import Fact
 
@@ -175,11 +176,8 @@ def _kernels(subject: Subject, runtime: Runtime) -> Iterator[Finding]:
             model: Model = "moe" if role is Role.ROUTED_EXPERT else "dense"
             kinds.setdefault((found.name, model), module)
     for (name, kind), module in kinds.items():
-        rows = [
-            row for row in TRTLLM.rows if name in row.formats and kind in row.models and row.state != "no"
-        ]
         if not any(
-            row.covers(format_name=name, sm=row.sms[0], model=kind, version=runtime.version) for row in rows
+            TRTLLM.find(format_name=name, sm=sm, model=kind, version=runtime.version) for sm in ALL_SMS
         ):
             what = "experts" if kind == "moe" else "Linears"
             yield Finding(
