@@ -16,9 +16,11 @@ from toolchain.plan.types import Plan
 from toolchain.targets.version import parse_version
 
 DATA = Path(__file__).parent / "data"
-ARGUMENTS, CHECKPOINT, DATASET = "llm_args.yaml", "checkpoint", "bench/trtllm-dataset.jsonl"
+ARGUMENTS, CHECKPOINT, DATASET = "llm_args.yaml", "checkpoint", "bench/trtllm/dataset.jsonl"
 PREPARE = "/app/tensorrt_llm/benchmarks/cpp/prepare_dataset.py"
 """Where the release image has TensorRT-LLM's benchmarks."""
+RAW = "bench/trtllm"
+"""What trtllm-bench reads and writes; results of this toolchain's own shape are one directory above."""
 PORT = 8000
 REQUESTS_PER_USER = 4
 MEASURED_TOKENS = 1024
@@ -42,7 +44,7 @@ class Command:
     def text(self) -> str:
         """As it is typed in the engine's directory."""
         typed = shlex.join(self.words) + (f" > {shlex.quote(self.output)}" if self.output else "")
-        return f"mkdir -p bench && {typed}" if self.output or "bench/" in typed else typed
+        return f"mkdir -p {RAW} && {typed}" if RAW in typed else typed
 
     def container(self, image: str) -> str:
         """The same in a container of ``image``: with all GPUs, and the limits that TensorRT-LLM's images ask for."""
@@ -113,10 +115,10 @@ def _measuring(plan: Plan, name: str) -> list[Command]:
             what=f"throughput of {users} users at once",
             words=(
                 *("trtllm-bench", *model, "throughput"),
-                *_pairs({**common, "--concurrency": users, "--report_json": "bench/trtllm-throughput.json"}),
+                *_pairs({**common, "--concurrency": users, "--report_json": "bench/trtllm/throughput.json"}),
                 *("--streaming", *_arguments()),
             ),
-            note="`toolchain bench ENGINE --import bench/trtllm-throughput.json` takes the result into this engine",
+            note="`toolchain bench ENGINE --import bench/trtllm/throughput.json` takes the result into this engine",
         ),
         Command(
             name="bench-latency",
@@ -124,7 +126,7 @@ def _measuring(plan: Plan, name: str) -> list[Command]:
             words=(
                 *("trtllm-bench", *model, "latency"),
                 *_pairs({**common, "--concurrency": 1, "--num_requests": 16}),
-                *("--report_json", "bench/trtllm-latency.json", *_arguments()),
+                *("--report_json", "bench/trtllm/latency.json", *_arguments()),
             ),
         ),
     ]
