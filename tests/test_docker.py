@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_compose_builds_every_image_from_the_versions_file(compose: dict[str, An
         used.add(dockerfile.name)
         assert build["args"]["BASE"] in versions().values()
     assert used == {path.name for path in DOCKERFILES}
+
+
+def test_what_images_install_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    """From what .dockerignore sends alone: tables, templates and scripts come along, not only modules."""
+    context = tmp_path / "context"
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if line.startswith("!") and (source := ROOT / line[1:]).is_dir():
+            shutil.copytree(source, context / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif line.startswith("!"):
+            context.mkdir(exist_ok=True)
+            shutil.copy(source, context)
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+    build = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", tmp_path, context]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("toolchain-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    files = {str(path.relative_to(context)) for path in (context / "toolchain").rglob("*") if path.is_file()}
+    assert {path for path in files if not path.endswith("README.md")} <= packed
 
 
 def test_versions_file() -> None:
