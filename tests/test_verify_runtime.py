@@ -109,11 +109,16 @@ def test_the_flat_shape_needs_the_1_3_line(
 @pytest.mark.parametrize(
     ("format_name", "version", "code"),
     [
+        # QuantAlgo in the documentation of 1.0.0, 1.2.1, 1.3.0rc20 and 1.3.0rc22 (gh-pages, quantization/mode).
         ("w4a16_nvfp4", "1.3.0rc20", "error"),
         ("w4a16_nvfp4", "1.3.0rc22", None),
         ("mxfp8", "1.2.1", "error"),
-        ("mxfp8", "1.3.0rc20", "warning"),
-        ("mxfp4", "1.0.0", "warning"),
+        ("mxfp8", "1.3.0rc5", "warning"),
+        ("mxfp8", "1.3.0rc20", None),
+        ("mxfp4", "1.0.0", "error"),
+        ("mxfp4", "1.2.1", None),
+        ("w4a8_nvfp4_fp8", "1.0.0", "error"),
+        ("w4a8_nvfp4_fp8", "1.2.1", None),
         ("nvfp4", "1.0.0", None),
     ],
 )

@@ -37,9 +37,12 @@ class Fact:
         return "no" if self.absent and wanted <= parse_version(self.absent) else "unverified"
 
 
-_FIRST = Fact(since="1.0.0", source=MODE)
-_MXFP4 = Fact(since="1.1.0", source=f"{MODE}; gpt-oss is of August 2025, after 1.0 was branched")
-_NEVER = Fact(absent="1.2.1", source=f"in no copy of {MODE} that was read")
+_DOCS = "TensorRT-LLM gh-pages, _modules/tensorrt_llm/quantization/mode"
+"""The enum as the documentation of a release has it: 1.0.0 (090dc64), 1.2.1 (58fb435), 1.3.0rc20 (f67b8b9), 1.3.0rc22
+(0694d64)."""
+_FIRST = Fact(since="1.0.0", source=f"{_DOCS}, 1.0.0@090dc64")
+_SECOND = Fact(since="1.1.0", absent="1.0.0", source=f"{_DOCS}, 1.0.0@090dc64 lacks it")
+_RC20 = Fact(since="1.3.0rc20", absent="1.2.1", source=f"{_DOCS}, 1.3.0rc20@f67b8b9; 1.2.1@58fb435 lacks it")
 
 QUANT_ALGOS: dict[str, Fact] = {
     **dict.fromkeys(
@@ -48,19 +51,17 @@ QUANT_ALGOS: dict[str, Fact] = {
             "W8A8_SQ_PER_TENSOR_PLUGIN", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",
             "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN", "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "W4A8_QSERVE_PER_GROUP",
             "W4A8_QSERVE_PER_CHANNEL", "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_BLOCK_SCALES", "INT8",
-            "MIXED_PRECISION", "NVFP4", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "NO_QUANT",
+            "MIXED_PRECISION", "NVFP4", "W4A8_MXFP4_FP8", "NO_QUANT",
         ),
         _FIRST,
     ),
-    "W4A8_MXFP4_MXFP8": _MXFP4,
-    "W4A16_MXFP4": _MXFP4,
+    **dict.fromkeys(("W4A8_NVFP4_FP8", "W4A8_MXFP4_MXFP8", "W4A16_MXFP4"), _SECOND),
+    **dict.fromkeys(("MXFP8", "NVFP4_AWQ", "NVFP4_ARC"), _RC20),
     "W4A16_NVFP4": Fact(
         since="1.3.0rc22", absent="1.3.0rc20",
-        source="pull requests 15886 (missing on 2026-07-02) and 15703 (merged by 2026-07-14)",
+        source=f"{_DOCS}, 1.3.0rc22@0694d64; 1.3.0rc20@f67b8b9 lacks it; pull request 15703",
     ),
-    "MXFP8": Fact(since="1.3.0rc22", absent="1.2.1", source="pull request 14962 (opened 2026-06-04, merged)"),
-    "NVFP4_AWQ": _NEVER,
-    "NVFP4_SVD": _NEVER,
+    "NVFP4_SVD": Fact(absent="1.3.0rc22", source=f"{_DOCS}, 1.3.0rc22@0694d64 lacks it"),
 }  # fmt: skip
 """Members of the strict enum ``QuantAlgo``: any other string raises. What is in no line is in no release."""
 
