@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -115,13 +116,20 @@ class ModelInfo:
 
     def part(self, name: str) -> Part:
         """Like ``family.classify``; layers past ``num_hidden_layers`` (multi-token prediction) are OTHER."""
-        return decoder_part(self.family, name, self.num_hidden_layers)
+        found = self._parts.get(name)
+        if found is None:
+            found = self._parts[name] = decoder_part(self.family, name, self.num_hidden_layers)
+        return found
 
-    @property
+    @cached_property
+    def _parts(self) -> dict[str, Part]:
+        return {}
+
+    @cached_property
     def parameters(self) -> int:
         return sum(tensor.parameters for tensor in self.tensors)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return sum(tensor.bytes for tensor in self.tensors)
 
