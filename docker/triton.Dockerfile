@@ -18,6 +18,6 @@ WORKDIR /tmp
 EXPOSE 8000 8001 8002
 HEALTHCHECK --start-period=60m --interval=30s --timeout=40s --retries=3 \
     CMD ["sh", "-c", "exec python3 /opt/toolchain/health.py --triton http://127.0.0.1:8000 --model \"$MODEL\""]
-ENTRYPOINT ["python3", "/opt/toolchain/check_versions.py"]
-# No --disable-auto-complete-config: the llmapi layout gets its batch size and policy from model.yaml.
-CMD ["tritonserver", "--model-repository=/repository"]
+# The image's own entry point stays: it prepares CUDA's compatibility libraries. No --disable-auto-complete-config: the
+# llmapi layout gets its batch size and policy from model.yaml.
+CMD ["python3", "/opt/toolchain/check_versions.py", "tritonserver", "--model-repository=/repository"]

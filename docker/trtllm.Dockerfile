@@ -15,7 +15,8 @@ WORKDIR /tmp
 EXPOSE 8000
 HEALTHCHECK --start-period=60m --interval=30s --timeout=40s --retries=3 \
     CMD ["python3", "/opt/toolchain/health.py", "--openai", "http://127.0.0.1:8000"]
-# Refuses an engine of another release before it reads a weight.
-ENTRYPOINT ["python3", "/opt/toolchain/check_versions.py"]
-CMD ["trtllm-serve", "/engine/checkpoint", "--host", "0.0.0.0", "--port", "8000", \
+# The image's own entry point stays: it prepares CUDA's compatibility libraries. The check refuses an engine of another
+# release before a weight is read.
+CMD ["python3", "/opt/toolchain/check_versions.py", \
+     "trtllm-serve", "/engine/checkpoint", "--host", "0.0.0.0", "--port", "8000", \
      "--extra_llm_api_options", "/engine/llm_args.yaml"]

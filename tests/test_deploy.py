@@ -140,6 +140,16 @@ def test_gpus_are_those_of_the_plan(
         assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == str(each)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_entry_points_of_nvidias_images_stay(case: str, tmp_path: Path) -> None:
+    """vLLM's image has a server for entry point, ours the toolchain: there the command takes its place."""
+    _, documents = rendered(case, tmp_path)
+    for pod in pods(documents):
+        (server,) = pod["spec"]["containers"]
+        assert ("args" in server) == server["image"].startswith("nvcr.io/nvidia/")
+        assert ("args" in server) != ("command" in server)
+
+
 def test_host_memory_holds_a_nodes_share_of_the_weights(tmp_path: Path) -> None:
     """3 GiB and a byte over two nodes: 2 GiB each, beside the 16 that everything else may take."""
     engine = write_engine(tmp_path / "e", tp=16, shard_bytes=3 * 2**30 + 1)
@@ -166,7 +176,7 @@ def test_the_probes_script_is_the_one_in_the_config_map(tmp_path: Path) -> None:
     scripts = next(item for item in documents if item["kind"] == "ConfigMap")["data"]
     leader = next(pods(documents))["spec"]["containers"][0]
     mount = next(item["mountPath"] for item in leader["volumeMounts"] if item["name"] == "scripts")
-    used = {leader["command"][1], *(leader[name]["exec"]["command"][1] for name in leader if "Probe" in name)}
+    used = {leader["args"][1], *(leader[name]["exec"]["command"][1] for name in leader if "Probe" in name)}
     assert used == {f"{mount}/{name}" for name in scripts}
     compile(scripts["health.py"], "health.py", "exec")
 

@@ -97,6 +97,10 @@ def command(
     target = output or Path("deploy") / done.engine.name
     if not dry_run:
         deploy_engine(engine, target, settings, force=force, allow_unfit=allow_unfit)
+    if done.server.runtime == "local" and not image:
+        Terminal().note(
+            f"{done.image} is what docker/local.Dockerfile builds: push it, and name it with --image"
+        )
     for finding in check_readable(done.engine.checkpoint):
         Terminal().note(str(finding))
     commands = peers(done.engine)

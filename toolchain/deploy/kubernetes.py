@@ -119,7 +119,7 @@ class Manifests:
         container: dict[str, Any] = {
             "name": "server",
             "image": self.image,
-            "command": list(command),
+            "args" if self.server.keeps_entry else "command": list(command),
             "env": _environment(),
             "resources": self._resources(),
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

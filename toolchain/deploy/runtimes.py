@@ -38,6 +38,8 @@ class Server:
     ports: tuple[tuple[str, int], ...] = (("http", PORT),)
     scripts: tuple[str, ...] = ("health.py",)
     """Files of ``templates/`` that run beside the server."""
+    keeps_entry: bool = False
+    """Whether the image's entry point runs the command: NVIDIA's prepare CUDA's compatibility libraries in theirs."""
     repository: bool = False
     """Whether it needs the Triton model repository as well."""
     ssh: bool = False
@@ -97,6 +99,7 @@ def _trtllm_serve(engine: EngineDir, placement: Placement) -> Server:
         worker=script if several else (),
         probe=("--openai", _url()),
         scripts=("health.py", "mpi_node.sh") if several else ("health.py",),
+        keeps_entry=True,
         ssh=several,
     )
 
@@ -119,6 +122,7 @@ def _triton(engine: EngineDir, placement: Placement) -> Server:
         probe=("--triton", _url(), "--model", "ensemble") if legacy else ("--triton", _url()),
         ports=_triton_ports(),
         scripts=("health.py", "triton_ranks.sh") if legacy else ("health.py",),
+        keeps_entry=True,
         repository=True,
     )
 
