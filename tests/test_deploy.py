@@ -65,11 +65,12 @@ def pods(documents: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 def test_golden_manifests(case: str, tmp_path: Path) -> None:
     text, _ = rendered(case, tmp_path)
-    path = GOLDENS / f"{case}.yaml"
-    if os.environ.get("WRITE_GOLDENS"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    assert text == path.read_text(), "the manifests changed: `make goldens` if that is wanted"
+    commands = (tmp_path / "out" / "commands.json").read_text()
+    for path, found in ((GOLDENS / f"{case}.yaml", text), (GOLDENS / f"{case}.json", commands)):
+        if os.environ.get("WRITE_GOLDENS"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(found)
+        assert found == path.read_text(), f"{path.name} changed: `make goldens` if that is wanted"
 
 
 @pytest.mark.parametrize("case", CASES)

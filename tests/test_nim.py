@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.deployments import write_engine
 from toolchain.core.errors import FindingsError, UsageError
 from toolchain.deploy.nim import Nim, prepare_nim, write_nim
 
+GOLDENS = Path(__file__).parent / "golden" / "nim"
 ESSENTIAL = (
     "config.json",
     "hf_quant_config.json",
@@ -49,6 +51,18 @@ def test_a_complete_engine(tmp_path: Path) -> None:
         "NIM_PASSTHROUGH_ARGS": "--quantization modelopt_fp4 --kv-cache-dtype fp8 --tensor-parallel-size 2 "
         "--max-model-len 8192 --max-num-seqs 64 --enable-expert-parallel",
     }
+
+
+@pytest.mark.parametrize(("major", "backend"), [("1", "tensorrt_llm"), ("2", "vllm"), ("2", "sglang")])
+def test_golden_nim(major: str, backend: str, tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "engine", tp=4, ep=4)
+    write_nim(prepare_nim(engine, major=major, backend=backend), tmp_path / "nim")
+    for name in ("nim.env", "run.sh", "nim.json"):
+        found, path = (tmp_path / "nim" / name).read_text(), GOLDENS / f"{major}-{backend}-{name}"
+        if os.environ.get("WRITE_GOLDENS"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(found)
+        assert found == path.read_text(), f"{path.name} changed: `make goldens` if that is wanted"
 
 
 def test_nim_1_runs_tensorrt_llm(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,10 @@ from toolchain.cli.options import (
     json_option,
 )
 from toolchain.cli.output import Terminal, emit, facts
+
+if TYPE_CHECKING:
+    from toolchain.deploy.kubernetes import Manifests
+    from toolchain.deploy.serving import Command
 
 RUNTIMES = ("local", "trtllm-serve", "triton", "vllm", "sglang")
 
@@ -103,10 +108,13 @@ def command(
         )
     for finding in check_readable(done.engine.checkpoint):
         Terminal().note(str(finding))
-    commands = peers(done.engine)
+    _show(done, peers(done.engine), target, dry_run=dry_run, as_json=as_json)
+
+
+def _show(done: Manifests, commands: list[Command], target: Path, *, dry_run: bool, as_json: bool) -> None:
     kinds = [str(item["kind"]) for item in done.objects()]
     value = {
-        "engine": str(engine),
+        "engine": str(done.engine.path),
         "output": str(target),
         "name": done.name,
         "runtime": done.server.runtime,
