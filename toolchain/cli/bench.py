@@ -34,6 +34,12 @@ from toolchain.core.errors import UsageError
 @click.option(
     "--tokenizer", type=PATH, help="Engine or checkpoint that the server serves; needed with a URL."
 )
+@click.option(
+    "--import",
+    "report",
+    type=PATH,
+    help="Measure nothing: take the --report_json file of trtllm-bench as the result of ENGINE.",
+)
 @click.option("--output", type=PATH, help="JSON file. Default: ENGINE/bench/<time>.json.")
 @seed_option
 @dry_run_option
@@ -49,6 +55,7 @@ def command(
     output_tokens: int,
     timeout: float,
     tokenizer: Path | None,
+    report: Path | None,
     output: Path | None,
     seed: int,
     dry_run: bool,
@@ -76,6 +83,9 @@ def command(
     path = output or (engine / "bench" / f"{stamp}.json" if engine else None)
     if path is not None:
         refuse_file(path, force=force)
+    if report is not None:
+        _import(report, engine, None if dry_run else path, as_json)
+        return
     if dry_run:
         rows = {"target": target, **asdict(settings), "output": path and str(path), "dry_run": True}
         emit(rows, as_json, facts(rows.items()))
@@ -94,6 +104,26 @@ def command(
     emit(result.to_json(), as_json, _render(result) + (f"\n\nwritten to {path}" if path else ""))
     if result.errors:
         ctx.exit(1)
+
+
+def _import(report: Path, engine: Path | None, path: Path | None, as_json: bool) -> None:
+    """Read, check and show a report of trtllm-bench; written unless ``path`` is None."""
+    from toolchain.bench.run import write_result
+    from toolchain.bench.trtllm import READ_RELEASES, import_report
+
+    if engine is None:
+        hint = "toolchain bench engines/mine --import report.json"
+        raise UsageError("--import needs the ENGINE directory that was measured", hint=hint, code="TC-009")
+    imported = import_report(report, engine_dir=engine, known_releases=READ_RELEASES)
+    for warning in imported.warnings:
+        Terminal().note(str(warning))
+    if path is not None:
+        write_result(path, imported.result)
+    emit(
+        imported.result.to_json(),
+        as_json,
+        _render(imported.result) + (f"\n\nwritten to {path}" if path else ""),
+    )
 
 
 def _engine(target: str, tokenizer: Path | None) -> Path | None:

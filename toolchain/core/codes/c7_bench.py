@@ -13,4 +13,9 @@ CODES: dict[str, tuple[str, str]] = {
         "Tokens are counted with it. Give the engine (or its checkpoint directory) that the server runs.",
     ),
     "TC-704": ("Every request of a benchmark failed", "The first error is shown; the server's log has more."),
+    "TC-705": (
+        "A report of trtllm-bench cannot be imported",
+        "Each finding says which key is missing, which figures contradict each other, or what is another than in the "
+        "engine. commands.md in the engine has the command that measures it.",
+    ),
 }
