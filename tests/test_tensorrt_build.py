@@ -298,3 +298,27 @@ def test_a_plan_refuses_what_cannot_be_built(
     wishes = {"gpu": "h100", "target_version": VERSION, **options}
     plan = make_plan(read_model(str(tiny(kind))), format=format, target="tensorrt", **wishes)
     assert any(said in finding.message for finding in errors(plan.findings)), plan.findings
+
+
+def test_the_whole_picture_and_the_engine_once_there_is_a_trtllm_build(
+    toolchain: Run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`toolchain engine` makes the bundle and its repository; a later run, with the program, makes the engine only."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"def f{i}(x):\n    return x * {i}\n" for i in range(200)))
+    output, repository = tmp_path / "engine", tmp_path / "repository"
+    words = ("engine", tiny("qwen3"), "--format", "fp8", *COMMAND, "--calib-data", texts, "--calib-samples", 8,
+             "--calib-length", 64, "--eval-data", texts, "--eval-tokens", 256, "--output", output,
+             "--triton-output", repository, "--json")  # fmt: skip
+    search = os.environ["PATH"]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    first = toolchain(*words)
+    assert first.status == 0, first.err
+    assert not (output / "engine").exists() and (repository / "ensemble" / "config.pbtxt").is_file()
+    monkeypatch.setenv("PATH", f"{install(tmp_path / 'env', VERSION)}:{search}")
+    second = toolchain(*words)
+    assert second.status == 0, second.err
+    assert "quantize: unchanged, skipped" in second.err and "trtllm-build changed" in second.err
+    assert (output / "engine" / "rank0.engine").is_file()
+    manifest = json.loads((output / "engine.json").read_text())
+    assert "engine/rank0.engine" in manifest["files"] and manifest["target"] == "tensorrt"

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.build.llmapi.files import FILES, remove_trtllm_files, write_trtllm_files
-from toolchain.build.tensorrt.bundle import remove_tensorrt_files, write_tensorrt_files
+from toolchain.build.tensorrt.bundle import (
+    remove_tensorrt_files,
+    require_buildable,
+    write_tensorrt_files,
+)
 from toolchain.build.trtllm import max_num_tokens
 from toolchain.checkpoint.manifest import DIGEST, digest_of
 from toolchain.checkpoint.quant_config import MIXED
@@ -32,6 +36,8 @@ def write_target_files(
 
     ``final``: where the bundle will be, when ``directory`` is its temporary place.
     """
+    if plan.target == "tensorrt":
+        require_buildable(plan)  # before anything of an earlier build goes
     remove_trtllm_files(directory)
     remove_tensorrt_files(directory)
     if plan.target == "local":

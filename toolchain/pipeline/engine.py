@@ -93,7 +93,7 @@ class _Run:
         judged = judging.gates(stages["evaluate"])
         if until == "evaluate":
             return EngineResult(directory=self.directory, repository=None, plan=self.plan, manifest={})
-        settings = build_settings(self.plan, judging.identity["checkpoint"])
+        settings = build_settings(self.plan, judging.identity["checkpoint"]) | self._builder()
         stages["build"] = self.workspace.stage("build", settings, self._target_files(), self._build)
         manifest = self._manifest(stages, judging.data)
         write_documents(self.workspace)
@@ -205,6 +205,15 @@ class _Run:
         from toolchain.build.tensorrt import FILES
 
         return {"trtllm": TARGET_FILES, "tensorrt": FILES}.get(self.plan.target, ())
+
+    def _builder(self) -> dict[str, Any]:
+        """What builds it here, where that decides what is written: an engine is made once trtllm-build is there."""
+        from toolchain.build.tensorrt.installed import find_installed
+
+        if self.plan.target != "tensorrt":
+            return {}
+        found = find_installed()
+        return {"trtllm-build": (found.version or "unknown") if found else None}
 
     def _build(self) -> dict[str, Any]:
         from toolchain.build import write_target_files

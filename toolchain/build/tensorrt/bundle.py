@@ -44,10 +44,7 @@ def write_tensorrt_files(
     UsageError TC-423 when the program or the GPUs here are not what the plan is for, before anything is written;
     ToolchainError TC-422 when the build fails: then its log is beside the bundle.
     """
-    installed = find_installed()
-    if installed is not None:
-        require_same_release(installed, plan)
-        require_same_gpu(local_sms(), plan)
+    installed = require_buildable(plan)
     words = command.arguments(plan, directory)
     remove_tensorrt_files(directory)
     parallel = Parallel(tp=plan.serving.tp, pp=plan.serving.pp, ep=plan.serving.ep)
@@ -66,6 +63,18 @@ def write_tensorrt_files(
     atomic_write_json(directory / RECORD, record)
     atomic_write_json(directory / LOCK, lock)
     return [directory / name for name in FILES if (directory / name).exists()]
+
+
+def require_buildable(plan: Plan) -> Installed | None:
+    """The trtllm-build of this machine, None where there is none.
+
+    UsageError TC-423 when it, or the GPUs here, are not what the plan is for.
+    """
+    installed = find_installed()
+    if installed is not None:
+        require_same_release(installed, plan)
+        require_same_gpu(local_sms(), plan)
+    return installed
 
 
 def remove_tensorrt_files(directory: Path) -> None:
