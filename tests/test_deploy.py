@@ -163,6 +163,9 @@ def test_host_memory_holds_a_nodes_share_of_the_weights(tmp_path: Path) -> None:
 def test_the_service_reaches_exactly_the_pods_that_answer(case: str, tmp_path: Path) -> None:
     _, documents = rendered(case, tmp_path)
     service = next(item for item in documents if item["kind"] == "Service")
+    # A LeaderWorkerSet makes a headless Service of its own name; another one there would take its pods their names.
+    sets = [item["metadata"]["name"] for item in documents if item["kind"] == "LeaderWorkerSet"]
+    assert service["metadata"]["name"] not in sets
     for pod in pods(documents):
         labels, (server,) = pod["metadata"]["labels"], pod["spec"]["containers"]
         reached = service["spec"]["selector"].items() <= labels.items()

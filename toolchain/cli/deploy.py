@@ -112,11 +112,14 @@ def command(
 
 
 def _show(done: Manifests, commands: list[Command], target: Path, *, dry_run: bool, as_json: bool) -> None:
+    from toolchain.deploy.runtimes import PORT
+
     kinds = [str(item["kind"]) for item in done.objects()]
     value = {
         "engine": str(done.engine.path),
         "output": str(target),
         "name": done.name,
+        "url": f"http://{done.service_name}:{PORT}",
         "runtime": done.server.runtime,
         "image": done.image,
         "kinds": kinds,
@@ -130,6 +133,7 @@ def _show(done: Manifests, commands: list[Command], target: Path, *, dry_run: bo
         ("would write" if dry_run else "written", target),
         ("runtime", f"{done.server.runtime} ({done.image})"),
         ("objects", f"{', '.join(kinds)} {done.name}, {where}"),
+        ("url", f"http://{done.service_name}:{PORT}, from pods of the same namespace"),
         *((each.runtime, each.text or f"no: {each.refused}") for each in commands),
         ("next", f"kubectl apply -f {target}/manifests.yaml"),
     ]

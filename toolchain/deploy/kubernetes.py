@@ -43,6 +43,11 @@ class Manifests:
     def labels(self) -> dict[str, str]:
         return {"app.kubernetes.io/name": "toolchain-engine", "app.kubernetes.io/instance": self.name}
 
+    @property
+    def service_name(self) -> str:
+        """A LeaderWorkerSet makes a headless Service of its own name, by which its pods find each other."""
+        return f"{self.name}-api" if self.placement.nodes > 1 else self.name
+
     def objects(self) -> list[dict[str, Any]]:
         several = self.placement.nodes > 1
         return [self.config_map(), self.service(), self.leader_worker_set() if several else self.deployment()]
@@ -56,7 +61,8 @@ class Manifests:
         selector = {**self.labels, **(LEADER if self.placement.nodes > 1 else {})}
         ports = [{"name": name, "port": port, "targetPort": name} for name, port in self.server.ports]
         spec = {"type": "ClusterIP", "selector": selector, "ports": ports}
-        return {"apiVersion": "v1", "kind": "Service", "metadata": self._metadata(), "spec": spec}
+        metadata = {**self._metadata(), "name": self.service_name}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
     def deployment(self) -> dict[str, Any]:
         """A new version waits for the GPUs of the old one: nobody has as many again to spare."""
