@@ -16,6 +16,7 @@ def render_plan(plan: Plan) -> str:
             ("format", f"{plan.format}, recipe {plan.recipe}, KV cache {plan.kv_cache}"),
             ("policy", _policy(plan)),
             ("target", f"{plan.target} {plan.target_version} on {plan.gpu}".strip()),
+            ("serving", _serving(plan)),
             ("parameters", f"{figures.parameters:,} ({figures.active_parameters:,} per token)"),
             ("checkpoint", f"{size(figures.source_bytes)} -> {size(figures.checkpoint_bytes)}"),
             ("effective bits", f"{figures.effective_bits:.2f} per parameter{_budget(plan)}"),
@@ -37,6 +38,20 @@ def _policy(plan: Plan) -> str:
     said = [f"{name.replace('_', '-')} {value}" for name, value in plan.policy_options.said.items()]
     formats = "no format" if not plan.formats else ", ".join(plan.formats)
     return f"{', '.join([plan.policy, *said])}: {formats} and the source dtype"
+
+
+def _serving(plan: Plan) -> str:
+    wanted = plan.serving
+    text = f"{wanted.max_batch_size} requests of {wanted.max_seq_len} tokens"
+    if wanted.tp * wanted.pp == 1:
+        return text
+    parallel = [f"{name} {getattr(wanted, name)}" for name in ("tp", "ep", "pp") if getattr(wanted, name) > 1]
+    if wanted.attention_dp:
+        text += " on each rank"
+        parallel.append("attention data parallelism")
+    if wanted.eplb_slots:
+        parallel.append(f"{wanted.eplb_slots} expert slots")
+    return f"{text}; {wanted.tp * wanted.pp} GPUs: {', '.join(parallel)}"
 
 
 def _budget(plan: Plan) -> str:

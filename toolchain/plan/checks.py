@@ -206,7 +206,7 @@ def memory_findings(
             f"weights {estimates.weights_per_gpu_bytes / GIB:.1f} GiB + activations "
             f"{estimates.activations_per_gpu_bytes / GIB:.1f} GiB per GPU exceed {total / GIB:.1f} GiB"
         )
-        more = f"more GPUs (--tp {serving.tp * 2}), a smaller format, or " if target.parallel else ""
+        more = f"more GPUs ({_wider(serving)}), a smaller format, or " if target.parallel else ""
         hint = f"use {more}a larger GPU"
         yield Finding(code="TC-130", where=where, message=message, hint=hint)
         return
@@ -218,21 +218,28 @@ def memory_findings(
             f"{estimates.kv_cache_per_gpu_bytes / GIB:.1f} GiB per GPU; {room / GIB:.1f} GiB are left for it "
             f"({serving.kv_fraction:.0%} of what weights and activations leave)"
         )
-        yield Finding(
-            code="TC-130", where=where, message=message, hint=_kv_hint(tokens, kv_cache, target, serving)
-        )
+        held = get_kv_cache(kv_cache).quant_algo or info.config.get(
+            "kv_lora_rank"
+        )  # MLA's has no smaller one
+        hint = _kv_hint(tokens, target, serving, smaller=not held)
+        yield Finding(code="TC-130", where=where, message=message, hint=hint)
 
 
-def _kv_hint(tokens: int, kv_cache: str, target: Target, serving: Serving) -> str:
+def _wider(serving: Serving) -> str:
+    """Twice the ranks; experts go along where every rank has whole ones."""
+    return f"--tp {serving.tp * 2}" + (f" --ep {serving.ep * 2}" if serving.ep == serving.tp > 1 else "")
+
+
+def _kv_hint(tokens: int, target: Target, serving: Serving, *, smaller: bool) -> str:
+    """``smaller``: whether a cache of fewer bits is possible."""
     choices = []
     if tokens >= serving.max_seq_len:
         choices.append(f"--max-batch-size {tokens // serving.max_seq_len}")
     if tokens >= serving.max_batch_size:
         choices.append(f"--max-seq-len {tokens // serving.max_batch_size}")
-    if kv_cache == "none" and not target.emulates:
+    if smaller and not target.emulates:
         choices.append("--kv-cache fp8")
-    if (
-        target.parallel and not serving.attention_dp
-    ):  # with it, every rank keeps the cache of its own requests whole
-        choices.append(f"--tp {serving.tp * 2}")
+    # Under attention data parallelism every rank keeps the cache of its own requests whole.
+    if target.parallel and not serving.attention_dp:
+        choices.append(_wider(serving))
     return f"use {' or '.join(choices)}"
