@@ -54,6 +54,8 @@ def write_engine(
     if target != "local":
         lock = {"tensorrt_llm": version, "image": f"release:{version}", "world_size": tp * pp}
         (directory / "versions.lock.json").write_text(json.dumps(lock))
+    if target == "trtllm":
+        (directory / "llm_args.yaml").write_text("backend: pytorch\n")
     if target == "tensorrt":
         (directory / "engine").mkdir()
         built = {"version": version, "pretrained_config": {"mapping": {"world_size": tp * pp}}}

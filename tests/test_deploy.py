@@ -232,6 +232,13 @@ def test_a_tensorrt_engine_that_is_not_built_is_not_deployed(tmp_path: Path) -> 
         deploy_engine(engine, tmp_path / "out", DeploySettings())
 
 
+def test_an_engine_without_its_arguments_is_not_deployed(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "e")
+    (engine / "llm_args.yaml").unlink()
+    with pytest.raises(UsageError, match=r"llm_args\.yaml is missing"):
+        prepare(engine, DeploySettings())
+
+
 @pytest.mark.parametrize("version", TRTLLM.versions)
 def test_options_of_trtllm_serve_are_recorded_for_the_release(version: str, tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "e", version=version)

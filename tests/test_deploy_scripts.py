@@ -79,6 +79,7 @@ def node(tmp_path: Path) -> dict[str, str]:
         "LWS_GROUP_SIZE": "3",
         "LWS_WORKER_INDEX": "0",
         "WAIT_S": "0",
+        "NCCL_DEBUG": "INFO",
         "TMPDIR": str(tmp_path),
     }
 
@@ -93,6 +94,7 @@ def test_the_leader_waits_for_its_workers_and_starts_all_ranks(tmp_path: Path, n
     assert words[words.index("-n") + 1] == "24"
     assert words[words.index("--host") + 1] == "big-0.big.models:8,big-0-1.big.models:8,big-0-2.big.models:8"
     assert words[-5:] == ["trtllm-llmapi-launch", "trtllm-serve", "/engine/checkpoint", "--port", "8000"]
+    assert {words[index + 1] for index, word in enumerate(words) if word == "-x"} == {"PATH", "NCCL_DEBUG"}
     asked = (tmp_path / "ssh").read_text().splitlines()
     assert len(asked) == 4 and all("StrictHostKeyChecking=yes" in line for line in asked)
     options = words[words.index("plm_rsh_args") + 1].split()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -148,7 +149,7 @@ def process(server: TritonServer, name: bytes) -> int:
 
 
 @pytest.mark.server
-def test_a_real_tritonserver_alive_and_with_a_dead_stub(server: TritonServer) -> None:
+def test_a_real_tritonserver_alive_hurt_and_with_a_dead_stub(server: TritonServer) -> None:
     """The stub's death is what the server itself keeps silent about."""
     import requests
 
@@ -158,6 +159,13 @@ def test_a_real_tritonserver_alive_and_with_a_dead_stub(server: TritonServer) ->
     text = told.removeprefix("healthy: ").strip()[1:-1]
     wrong = health(*words, "--prompt", "def ", "--max-tokens", "4", "--expect", f"{text}, surely")
     assert wrong.returncode == 1 and "expected" in wrong.stderr
+    os.kill(process(server, b"toolchain.runtime.worker"), signal.SIGKILL)
+    restarting = health(*words)
+    assert restarting.returncode == 1 and "unhealthy" in restarting.stderr
+    deadline = time.monotonic() + 60
+    while health(*words).returncode and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert health(*words).returncode == 0  # the model starts its engine process again
     os.kill(process(server, b"triton_python_backend_stub"), signal.SIGKILL)
     dead = health("--triton", server.http_url, "--timeout", "5")
     assert dead.returncode == 1 and "unhealthy" in dead.stderr

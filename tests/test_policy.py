@@ -111,9 +111,11 @@ def test_values_that_do_not_exist_are_named_together() -> None:
 
 
 def test_the_default_follows_what_the_target_loads(tiny: Tiny) -> None:
-    """TensorRT-LLM resolves the experts' format by layer in its DeepSeek loader only."""
+    """TensorRT-LLM's DeepSeek loader takes shared and routed experts in two formats; pull requests 11215 and 18393."""
     where = {"gpu": "b200", "target": "trtllm"}
-    assert by_role(planned(tiny("deepseek_v3"), **where))["shared_expert"] == {"fp8"}
+    since = planned(tiny("deepseek_v3"), target_version="1.3.0rc29", **where)
+    assert by_role(since)["shared_expert"] == {"fp8"}
+    assert by_role(planned(tiny("deepseek_v3"), **where))["shared_expert"] == {"source"}
     other = planned(tiny("qwen2_moe"), **where)
     assert by_role(other)["shared_expert"] == {"source"} and codes(other) == []
     assert codes(planned(tiny("qwen2_moe"), shared_experts="fp8", **where)) == ["TC-126"]

@@ -96,16 +96,18 @@ CASES: dict[tuple[str, str, str, bool], str] = {
     ("1.2.1", "b200", "mxfp8", True): "error",
 }
 
-# (release, gpu, KV cache) -> what must come back. From the hardware matrix: NVFP4 KV on SM100 and SM103 only.
-KV_CASES: dict[tuple[str, str, str], str] = {
-    ("1.2.1", "a100", "fp8"): "ok",
-    ("1.2.1", "h100", "fp8_cast"): "ok",
-    ("1.1.0", "b200", "nvfp4"): "error",
-    # In the hardware matrix of 1.2.1, not in that of 1.1.0; with FP8 weights and activations only.
-    ("1.2.1", "b200", "nvfp4"): "warning",
-    ("1.3.0rc20", "b200", "nvfp4"): "warning",
-    ("1.4.0rc1", "h100", "nvfp4"): "error",
-    ("1.4.0rc1", "rtx5090", "nvfp4"): "error",
+# (release, gpu, KV cache, weights) -> what must come back. From the hardware matrices: NVFP4 KV on SM100 and SM103
+# only, from 1.2.1's on, where the text says "only supports FP8 weight/activation quantization when NVFP4 KV cache is
+# enabled".
+KV_CASES: dict[tuple[str, str, str, str], str] = {
+    ("1.2.1", "a100", "fp8", "int4_awq"): "ok",
+    ("1.2.1", "h100", "fp8_cast", "fp8"): "ok",
+    ("1.1.0", "b200", "nvfp4", "fp8"): "error",
+    ("1.2.1", "b200", "nvfp4", "fp8"): "warning",
+    ("1.2.1", "b200", "nvfp4", "nvfp4"): "error",
+    ("1.3.0rc20", "b200", "nvfp4", "fp8"): "warning",
+    ("1.4.0rc1", "h100", "nvfp4", "fp8"): "error",
+    ("1.4.0rc1", "rtx5090", "nvfp4", "fp8"): "error",
 }
 
 
@@ -117,9 +119,9 @@ def test_trtllm_table(request_: tuple[str, str, str, bool], expected: str) -> No
 
 
 @pytest.mark.parametrize(("request_", "expected"), KV_CASES.items(), ids=lambda value: str(value))
-def test_kv_caches(request_: tuple[str, str, str], expected: str) -> None:
-    version, gpu, kv_cache = request_
-    found = check("trtllm", version, get_gpu(gpu), get_format("nvfp4"), False, kv_cache)
+def test_kv_caches(request_: tuple[str, str, str, str], expected: str) -> None:
+    version, gpu, kv_cache, weights = request_
+    found = check("trtllm", version, get_gpu(gpu), get_format(weights), False, kv_cache)
     severities = [item.severity for item in found if item.code == "TC-122"]
     assert severities == ([] if expected == "ok" else [expected])
     for item in found:

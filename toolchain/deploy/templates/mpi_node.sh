@@ -34,6 +34,15 @@ for ((index = 1; index < LWS_GROUP_SIZE; index++)); do
     done
     hosts+=,$host:$ranks_per_node
 done
-exec mpirun -n "$((LWS_GROUP_SIZE * ranks_per_node))" --host "$hosts" --map-by "ppr:$ranks_per_node:node" \
-    --mca plm_rsh_args "${ssh_options[*]}" -x PATH -x LD_LIBRARY_PATH -x HOME -x HF_HUB_OFFLINE \
+# Over ssh nothing of this environment arrives by itself. By its whole path mpirun finds its daemon on the other nodes.
+exported=()
+for name in $(compgen -e); do
+    case $name in
+        PATH | LD_LIBRARY_PATH | HOME | PYTHON* | HF_* | TRANSFORMERS_* | NCCL_* | UCX_* | TLLM_* | TRTLLM_*)
+            exported+=(-x "$name")
+            ;;
+    esac
+done
+exec "$(command -v mpirun)" -n "$((LWS_GROUP_SIZE * ranks_per_node))" --host "$hosts" \
+    --map-by "ppr:$ranks_per_node:node" --mca plm_rsh_args "${ssh_options[*]}" "${exported[@]}" \
     trtllm-llmapi-launch "$@"
