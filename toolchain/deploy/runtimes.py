@@ -81,6 +81,12 @@ def _local(engine: EngineDir, placement: Placement) -> Server:
 
 def _trtllm_serve(engine: EngineDir, placement: Placement) -> Server:
     """``--extra_llm_api_options``: every release since 0.17 knows it; newer ones call it ``--config`` as well."""
+    if not (engine.path / ARGUMENTS).is_file():
+        raise UsageError(
+            f"{engine.path / ARGUMENTS} is missing: trtllm-serve needs it",
+            hint="build the engine again",
+            code="TC-611",
+        )
     words = [
         "trtllm-serve",
         f"{ENGINE}/{engine.manifest['checkpoint']}",
