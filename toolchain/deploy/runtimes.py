@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from toolchain.build.llmapi.commands import ARGUMENTS
 from toolchain.core.errors import UsageError
 from toolchain.core.images import Image, get_image, triton_image, trtllm_image
 from toolchain.deploy.serving import peer_command
@@ -95,7 +96,7 @@ def _trtllm_serve(engine: EngineDir, placement: Placement) -> Server:
         "--port",
         str(PORT),
     ]
-    words += ["--extra_llm_api_options", f"{ENGINE}/llm_args.yaml"]
+    words += ["--extra_llm_api_options", f"{ENGINE}/{ARGUMENTS}"]
     script = ("bash", f"{HEALTH}/mpi_node.sh", str(placement.gpus))
     several = placement.nodes > 1
     return Server(
