@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.conftest import Made, Ran
 from tests.test_plan_arithmetic import model
 from toolchain.plan import Plan, Serving, make_plan
 from toolchain.plan.types import KV_FRACTION
@@ -111,3 +115,34 @@ def test_plans_of_before_have_no_wishes() -> None:
     document = planned().to_json()
     document["serving"] = {"max_batch_size": 4, "max_seq_len": 1024, "tp": 2, "ep": 1, "pp": 1}
     assert Plan.from_json(document).serving == Serving(max_batch_size=4, max_seq_len=1024, tp=2)
+
+
+def test_an_engine_is_built_with_other_wishes(
+    made: Made, toolchain: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """What is not said again stays as planned before; what is said reaches the arguments of the LLM API."""
+    (tmp_path / "more.yaml").write_text("stream_interval: 20\n")
+    first, second = tmp_path / "first", tmp_path / "second"
+    place = ("--target", "trtllm", "--gpu", "b200", "--trtllm-version", "1.2.1")
+    wishes = (
+        "--tp",
+        2,
+        "--ep",
+        2,
+        "--attention-dp",
+        "--max-num-tokens",
+        1024,
+        "--llm-args",
+        tmp_path / "more.yaml",
+    )
+    ran = toolchain("build", made.engine, *place, *wishes, "--output", first)
+    assert ran.status == 0, ran.err
+    arguments = yaml.safe_load((first / "llm_args.yaml").read_text())
+    assert arguments["enable_attention_dp"] is True
+    assert (arguments["max_num_tokens"], arguments["stream_interval"]) == (1024, 20)
+    ran = toolchain("build", first, *place, "--no-attention-dp", "--no-chunked-prefill", "--output", second)
+    assert ran.status == 0, ran.err
+    arguments = yaml.safe_load((second / "llm_args.yaml").read_text())
+    assert not arguments.get("enable_attention_dp")
+    assert arguments["enable_chunked_prefill"] is False
+    assert (arguments["tensor_parallel_size"], arguments["max_num_tokens"]) == (2, 1024)
