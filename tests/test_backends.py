@@ -86,7 +86,7 @@ def test_newest_releases_are_the_guide(version: str, format: str) -> None:
         assert running(version, sm, format) == expected | guessed, sm
 
 
-@pytest.mark.parametrize(("request_", "expected"), OLDER.items(), ids=str)
+@pytest.mark.parametrize(("request_", "expected"), OLDER.items(), ids=[str(item) for item in OLDER])
 def test_older_releases(request_: tuple[str, int, str], expected: set[str]) -> None:
     version, sm, format = request_
     assert running(version, sm, format) == expected

@@ -26,6 +26,8 @@ class Mixed:
 
     families: tuple[str, ...]
     """Families whose loader asks for the format of the experts layer by layer."""
+    since: str
+    """First release known to load them with shared and routed experts in two formats."""
     broken_until: str
     """Releases up to this one are known to fail for the other families; later ones are not known to work."""
     reason: str
@@ -84,8 +86,10 @@ class Target:
 
     def mixes(self, family: str, *, is_moe: bool, version: str) -> State:
         """Whether a checkpoint in several formats loads; ``limited``: nobody knows for this family and release."""
-        if self.mixed is None or not is_moe or family in self.mixed.families:
+        if self.mixed is None or not is_moe:
             return "yes"
+        if family in self.mixed.families:
+            return "yes" if parse_version(version) >= parse_version(self.mixed.since) else "limited"
         return "no" if parse_version(version) <= parse_version(self.mixed.broken_until) else "limited"
 
     def find_kv(self, *, kv_cache: str, sm: int, model: Model, version: str) -> Row | None:

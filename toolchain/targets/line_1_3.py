@@ -11,13 +11,12 @@ from toolchain.targets.known_bad_1_3 import KNOWN_BAD
 from toolchain.targets.line import Line
 from toolchain.targets.line_1_0 import REFERENCE_ONLY
 from toolchain.targets.line_1_1 import WEIGHTS_ONLY
-from toolchain.targets.line_1_2 import LINE_1_2, NVFP4_KV
+from toolchain.targets.line_1_2 import LINE_1_2
 from toolchain.targets.rows import UNVERIFIED, Row, dense, moe
 from toolchain.targets.sources import (
     CREATE_MOE,
     DEEPSEEK_1_3,
     LITERAL_1_3,
-    MATRIX_1_3,
     MOE_GUIDE,
     notes,
     pull,
@@ -203,7 +202,6 @@ LINE_1_3 = Line(
     versions=("1.3.0rc20", "1.3.0rc22", "1.3.0rc29"),
     before=LINE_1_2,
     rows=(*_DENSE, *_NVFP4, *_WEIGHTS_ONLY_NVFP4, *_MEGA_MOE, *_FP8),
-    kv_rows=(Row(formats=("nvfp4",), sms=BLACKWELL, state="limited", note=NVFP4_KV, source=MATRIX_1_3),),
     head_rows=(
         Row(
             formats=("fp8", "nvfp4", "w4a16_nvfp4"),

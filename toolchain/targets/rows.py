@@ -39,6 +39,8 @@ class Row:
     """Whether it runs with expert parallelism."""
     attention_dp: bool = True
     """Whether it runs behind attention data parallelism."""
+    beside: tuple[str, ...] = ()
+    """For a KV cache: formats of the weights that it runs with; empty: any."""
     note: str = ""
     source: str = ""
     """Document, commit, release or pull request."""

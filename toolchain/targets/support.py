@@ -43,6 +43,7 @@ def check_parts(
         message = f"{target.name} needs an NVIDIA GPU"
         return [*findings, Finding(code="TC-123", where="--gpu cpu", message=message, hint=hint)]
     named: set[str] = set()
+    parts = tuple(parts)
     for format, kind in parts:
         if kind == "lm_head":
             findings += _head(target, version, gpu, format)
@@ -51,7 +52,7 @@ def check_parts(
             named |= {format.name} if found else set()
             findings += found
     if kv_cache != "none":
-        findings += _kv(target, version, gpu, kv_cache)
+        findings += _kv(target, version, gpu, kv_cache, {format.name for format, _ in parts})
     return findings
 
 
@@ -120,7 +121,7 @@ def check_mixed(target: Target, version: str, family: str, *, is_moe: bool) -> I
     )
 
 
-def _kv(target: Target, version: str, gpu: Gpu, kv_cache: str) -> Iterator[Finding]:
+def _kv(target: Target, version: str, gpu: Gpu, kv_cache: str, formats: set[str]) -> Iterator[Finding]:
     row = target.find_kv(kv_cache=kv_cache, sm=gpu.sm, model="dense", version=version)
     where = f"--kv-cache {kv_cache}"
     others = [
@@ -133,6 +134,15 @@ def _kv(target: Target, version: str, gpu: Gpu, kv_cache: str) -> Iterator[Findi
     if row is None:
         message = f"{target.name} {version} has no {kv_cache} KV cache on {gpu.name} (SM{gpu.sm})"
         yield Finding(code="TC-122", where=where, message=message, hint=hint)
+    elif row.beside and formats - set(row.beside):
+        wrong = " and ".join(sorted(formats - set(row.beside)))
+        message = (
+            f"{target.name} {version} runs an {kv_cache} KV cache with weights in {' or '.join(row.beside)}, "
+            f"not beside {wrong}"
+        )
+        yield Finding(
+            code="TC-122", where=where, message=message, hint=f"{hint}, or --format {row.beside[0]}"
+        )
     elif row.state == "limited":
         message = f"{kv_cache} KV cache on {gpu.name} with {target.name} {version}: {row.note}"
         yield Finding(code="TC-122", where=where, message=message, hint=hint, severity="warning")

@@ -29,10 +29,11 @@ TRTLLM = Target(
     lines=LINES,
     mixed=Mixed(
         families=("deepseek",),
+        since="1.3.0rc29",
         broken_until="1.3.0rc20",
-        reason="its loader gives the experts the config of the whole checkpoint, which says MIXED_PRECISION: it "
+        reason="the loader gives the experts the config of the whole checkpoint, which says MIXED_PRECISION: it "
         "allocates them in BF16 and fails, or refuses the config as ambiguous",
-        source="TensorRT-LLM pull request 15485; modeling_deepseekv3.py asks per layer",
+        source="TensorRT-LLM pull requests 15485; for DeepSeek 11215 (1.3.0rc7) and 18393 (merged after 2026-08-28)",
     ),
 )
 
