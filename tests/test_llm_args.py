@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ SHOWN = (
 
 
 def planned(spec: Path, architectures: Architectures, **changes: Any) -> Plan:
-    request = read_spec(spec, changes)
+    return _planned(spec, architectures, json.dumps(changes))
+
+
+@cache
+def _planned(spec: Path, architectures: Architectures, changes: str) -> Plan:
+    request = read_spec(spec, json.loads(changes))
     return make_request_plan(request, architectures.get(name_of(request.model)))
 
 

@@ -137,7 +137,12 @@ def test_another_release_is_refused(
     assert not (engine / "warmup.json").exists()
 
 
-def test_without_tensorrt_llm_the_container_command_is_named(engine: Path) -> None:
+def test_without_tensorrt_llm_the_container_command_is_named(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The directory of a Triton repository is no package.
+    (tmp_path / "repository" / "tensorrt_llm" / "1").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "repository"))
     found = warm_up(engine)
     assert found["ran"] is False
     recorded = json.loads((engine / "commands.json").read_text())["commands"]

@@ -29,7 +29,9 @@ LAST_LINES = 8
 
 def is_installed() -> bool:
     """Whether this Python has tensorrt_llm. Nothing is imported: that would open the GPUs."""
-    return importlib.util.find_spec("tensorrt_llm") is not None
+    found = importlib.util.find_spec("tensorrt_llm")
+    # A Triton repository has a directory of this name, which Python takes for a package without code.
+    return found is not None and found.origin is not None
 
 
 def require_release(planned: str) -> None:
