@@ -300,6 +300,21 @@ def test_a_plan_refuses_what_cannot_be_built(
     assert any(said in finding.message for finding in errors(plan.findings)), plan.findings
 
 
+def test_a_plan_refuses_several_formats_and_a_quantized_head(tiny: Tiny) -> None:
+    from toolchain.plan.policy import PolicyOptions
+
+    info = read_model(str(tiny("llama")))
+    for options, said in (
+        (PolicyOptions(attention="fp8"), "several formats (fp8, nvfp4)"),
+        (PolicyOptions(lm_head="same"), "an lm_head in nvfp4"),
+    ):
+        plan = make_plan(
+            info, format="nvfp4", policy="mlp-only", policy_options=options, target="tensorrt", gpu="b200"
+        )
+        found = [finding for finding in errors(plan.findings) if finding.code == "TC-127"]
+        assert any(said in finding.message for finding in found), plan.findings
+
+
 def test_the_whole_picture_and_the_engine_once_there_is_a_trtllm_build(
     toolchain: Run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,6 +320,55 @@ def test_unequal_scales_in_a_fused_matmul(unified: Make, tmp_path: Path) -> None
     assert caught.value.code == "TC-421" and not (tmp_path / "other").exists()
 
 
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "base", "scaling"),
+    [
+        ({"rope_theta": 500000.0}, 500000.0, None),
+        ({"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 500000.0, "llama3"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, 1e6, None),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}}, 5e5, "llama3"),
+    ],
+)
+def test_rotary_settings_of_both_generations_of_config(
+    tmp_path: Path, tiny: Callable[[str], Path], written: dict[str, Any], base: float, scaling: str | None
+) -> None:
+    """transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters."""
+    source = tmp_path / "model"
+    source.mkdir()
+    config = json.loads((tiny("llama") / "config.json").read_text())
+    config = {key: value for key, value in config.items() if not key.startswith("rope_")}
+    (source / "config.json").write_text(json.dumps({**config, **written}))
+    (source / "model.safetensors").symlink_to(tiny("llama") / "model.safetensors")
+    made = convert(source, tmp_path / "out").config
+    assert made["rotary_base"] == base
+    found = made["rotary_scaling"]
+    assert (found or {}).get("type") == scaling and (found is None or LLAMA3.items() <= found.items())
+
+
+def test_what_is_not_quantized_is_excluded_by_name(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    """Attention in bf16, MLPs in FP8: TensorRT-LLM matches the names of its modules with these patterns (fnmatch)."""
+    from fnmatch import fnmatchcase
+
+    quantize(plan_for(tiny("llama"), "fp8", policy="mlp-only"), tmp_path / "checkpoint", device="cpu")
+    ranks = convert(tmp_path / "checkpoint", tmp_path / "out", tp=2, pp=2)
+    patterns = ranks.config["quantization"]["exclude_modules"]
+    for files in ranks.files:
+        for name, tensor in files[0].items():
+            module, _, suffix = name.rpartition(".")
+            if suffix == "weight" and tensor.dim() > 1:
+                excluded = any(fnmatchcase(module, pattern) for pattern in patterns)
+                assert excluded == (tensor.dtype == torch.bfloat16), name
+    assert ranks.files[0][0]["transformer.layers.0.attention.qkv.weight"].dtype == torch.bfloat16
+
+
 def test_what_has_no_such_checkpoint_is_refused(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="DeepseekV3ForCausalLM"):
         write_legacy_checkpoint(tiny("deepseek_v3"), tmp_path / "out", Parallel())

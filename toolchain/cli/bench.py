@@ -146,6 +146,7 @@ def _engine(target: str, tokenizer: Path | None) -> Path | None:
 def _start(engine: Path, stack: contextlib.ExitStack) -> Any:
     from toolchain.triton.engine_dir import read_engine_dir
     from toolchain.triton.freshness import refuse_stale_repository
+    from toolchain.triton.inflight_launch import refuse_here
     from toolchain.triton.render import render_repository
     from toolchain.triton.server import TritonServer
 
@@ -154,6 +155,8 @@ def _start(engine: Path, stack: contextlib.ExitStack) -> Any:
     if not repository.is_dir():
         render_repository(engine, repository, allow_unfit=True)  # to measure is not to serve
     refuse_stale_repository(found, repository)
+    if found.target == "tensorrt":
+        refuse_here(found, repository)
     return stack.enter_context(TritonServer(repository, progress=Terminal()))
 
 
