@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from tests.conftest import Made, Ran
 from tests.test_plan_arithmetic import model
+from toolchain.models import TensorInfo
 from toolchain.plan import Plan, Serving, make_plan
 from toolchain.plan.types import KV_FRACTION
 
@@ -96,6 +98,21 @@ def test_the_share_of_the_kv_cache_is_what_the_arguments_say() -> None:
     assert share() == KV_FRACTION
     assert share(kv_cache_config={"free_gpu_memory_fraction": 0.5}) == 0.5
     assert share(kv_cache_config={"dtype": "fp8"}) == KV_FRACTION
+
+
+def test_towers_are_in_memory_however_many_layers_they_have() -> None:
+    """Layers past the decoder's last are multi-token prediction, which is not loaded; those of a tower are."""
+    info = model(**SMALL)
+
+    def weights(*names: str) -> int:
+        more = tuple(TensorInfo(name=name, shape=(64, 64), dtype="BF16") for name in names)
+        plan = make_plan(
+            replace(info, tensors=(*info.tensors, *more)), format="fp8", gpu="h100", target="trtllm"
+        )
+        return plan.estimates.weights_per_gpu_bytes
+
+    assert weights("model.layers.7.eh_proj.weight") == weights()
+    assert weights("vision_model.layers.7.mlp.fc1.weight") == weights() + 64 * 64 * 2
 
 
 def test_a_plan_with_wishes_survives_its_file() -> None:

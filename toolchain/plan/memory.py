@@ -97,7 +97,7 @@ def weights_bytes(info: ModelInfo, choices: Choices, serving: Serving) -> int:
 def is_mtp(info: ModelInfo, tensor: TensorInfo) -> bool:
     """True for tensors of multi-token prediction: their layers follow those of the decoder."""
     layer = info.part(tensor.name).layer
-    return layer is not None and layer >= info.num_hidden_layers
+    return layer is not None and layer >= info.num_hidden_layers and not info.family.is_tower(tensor.name)
 
 
 def mtp_bytes(info: ModelInfo, tensor: TensorInfo, serving: Serving) -> float:
