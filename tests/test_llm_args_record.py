@@ -292,6 +292,7 @@ def test_what_a_release_does_not_take_is_refused(version: str, arguments: dict[s
         ),
         ("1.2.1", {"moe_config": {"load_balancer": {"num_slots": 288, "layer_updates_per_iter": 2}}}),
         ("1.2.1", {"cuda_graph_config": None, "torch_compile_config": {"enable_piecewise_cuda_graph": True}}),
+        ("1.3.0rc20", {"sparse_attention_config": {"algorithm": "deepseek_v4", "index_topk": 512}}),
         ("1.0.0", {"enable_trtllm_sampler": True}),
         ("1.4.0rc1", {"speculative_config": {"decoding_type": "DSpark", "whatever": 1}}),
     ],
