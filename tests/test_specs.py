@@ -147,6 +147,16 @@ def test_a_gpu_with_too_little_memory_is_refused_with_what_would_do(architecture
     assert "GiB" in messages(plan) and "--tp 16" in messages(plan)
 
 
+def test_blocks_that_ranks_would_cut_are_refused_with_what_keeps_them_whole(
+    architectures: Architectures,
+) -> None:
+    """The shared expert of GLM-4.5 is 1536 wide: 192 over eight ranks, in blocks of 128."""
+    plan = plan_of(ENGINES / "glm-4.5-h100.yaml", architectures, attention_dp=False)
+    (found,) = [finding for finding in plan.findings if finding.code == "TC-111"]
+    assert "1536 over tp=8 gives 192" in found.message
+    assert "--tp 4" in found.hint and "--attention-dp" in found.hint
+
+
 # The arithmetic by hand, from numbers of the published config alone.
 
 
