@@ -142,3 +142,23 @@ def test_load_balancing_needs_a_backend_with_it(architectures: Architectures) ->
     (refused,) = found(architectures, "qwen3-30b-a3b", request, tp=2, ep=2, eplb_slots=130)
     assert refused.code == "TC-129"
     assert "without --ep and --eplb-slots there is MARLIN" in refused.hint
+
+
+def test_the_nearest_gpu_is_named_even_where_it_has_limits(architectures: Architectures) -> None:
+    plan = make_plan(architectures.get("gpt-oss-120b"), format="mxfp4", gpu="a100", target="trtllm")
+    (refused,) = [item for item in plan.findings if item.code == "TC-120"]
+    assert "--gpu h100" in refused.hint and "with limits" in refused.hint
+
+
+def test_no_hint_names_a_cache_that_another_rule_refuses(architectures: Architectures) -> None:
+    """Published MXFP4 has no words for the KV cache."""
+    serving = Serving(max_batch_size=64, max_seq_len=131072)
+    info = architectures.get("gpt-oss-120b")
+    plan = make_plan(info, format="mxfp4", gpu="h100", target="trtllm", serving=serving)
+    (short,) = [item for item in plan.findings if item.code == "TC-130"]
+    assert "--kv-cache" not in short.hint
+    plan = make_plan(
+        architectures.get("qwen3-30b-a3b"), format="fp8", gpu="h100", target="trtllm", serving=serving
+    )
+    (short,) = [item for item in plan.findings if item.code == "TC-130"]
+    assert "--kv-cache fp8" in short.hint

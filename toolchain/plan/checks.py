@@ -193,7 +193,14 @@ def parts_of(info: ModelInfo, choices: Choices, format: Format) -> tuple[tuple[F
 
 
 def memory_findings(
-    info: ModelInfo, estimates: Estimates, *, kv_cache: str, gpu: Gpu, target: Target, serving: Serving
+    info: ModelInfo,
+    choices: Choices,
+    estimates: Estimates,
+    *,
+    kv_cache: str,
+    gpu: Gpu,
+    target: Target,
+    serving: Serving,
 ) -> Iterator[Finding]:
     """Whether the fullest rank fits its GPU. Nothing is said about a CPU."""
     total = estimates.gpu_memory_bytes
@@ -218,10 +225,10 @@ def memory_findings(
             f"{estimates.kv_cache_per_gpu_bytes / GIB:.1f} GiB per GPU; {room / GIB:.1f} GiB are left for it "
             f"({serving.kv_fraction:.0%} of what weights and activations leave)"
         )
-        held = get_kv_cache(kv_cache).quant_algo or info.config.get(
-            "kv_lora_rank"
-        )  # MLA's has no smaller one
-        hint = _kv_hint(tokens, target, serving, smaller=not held)
+        quantized, mla = get_kv_cache(kv_cache).quant_algo, info.config.get("kv_lora_rank")
+        # MLA's cache has no smaller form, and some published layouts have no words for one.
+        refused = any(published_findings(info, choices, "fp8"))
+        hint = _kv_hint(tokens, target, serving, smaller=not (quantized or mla or refused))
         yield Finding(code="TC-130", where=where, message=message, hint=hint)
 
 

@@ -159,6 +159,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
     )
     findings += memory_findings(
         info,
+        choices,
         estimates,
         kv_cache=held_kv_cache(request.target, request.kv_cache),
         gpu=request.gpu,

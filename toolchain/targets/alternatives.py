@@ -32,12 +32,13 @@ def alternatives(target: Target, version: str, gpu: Gpu, format: Format, model: 
     names = [item.name for item in native(target, version, gpu, model)]
     if names:
         yield f"--format {' or '.join(names)}, native on {gpu.name}"
-    others = [
-        item.name
-        for item in GPUS
-        if (row := target.find(format_name=format.name, sm=item.sm, model=model, version=version))
-        and row.state == "yes"
-    ]
-    if others:
-        yield f"--gpu {' or '.join(others)}"
+    states: dict[str, list[str]] = {"yes": [], "limited": []}
+    for item in GPUS:
+        row = target.find(format_name=format.name, sm=item.sm, model=model, version=version)
+        if row is not None:
+            states[row.state].append(item.name)
+    if states["yes"]:
+        yield f"--gpu {' or '.join(states['yes'])}"
+    elif states["limited"]:
+        yield f"--gpu {' or '.join(states['limited'])}, with limits"
     yield "--target local, which emulates it anywhere"
