@@ -5,7 +5,8 @@ Two reasons for a backend of our own (``register_quant_backend`` is ModelOpt's p
 - ModelOpt's kernels for dynamic blocks need CUDA (``amax must be a CUDA tensor``, ``modelopt_cuda_ext_mx``).
 - For scales of channels and of static blocks its fake quantization multiplies by a reciprocal where its exporter
   divides. On exact ties, a weight in a hundred in bf16, the two round to different codes: what is evaluated in memory
-  would not be what ships.
+  would not be what ships. For one FP8 scale it multiplies the codes by 1 / (448 / amax), a runtime by the stored
+  amax / 448: where that is exact, products lie in the middle of two bf16 numbers and round apart.
 
 The arithmetic is that of our codecs, which are bit-exact with ModelOpt's packing.
 """
@@ -22,6 +23,9 @@ from toolchain.core.errors import ToolchainError
 
 NAME = "toolchain"
 E2M1, E4M3, E8M0 = (2, 1), (4, 3), (8, 0)
+BY_RANGE = {"codes": "range"}
+"""``backend_extra_args`` of FP8 weights with one scale: codes follow the range itself, as ``codecs/fp8.py`` packs them.
+Inputs are rounded under the range that a runtime has, stored scale * 448, which may differ in its last place."""
 FP8_RANGE = {"range": "fp8"}
 """``backend_extra_args`` of NVFP4 quantizers whose kernels expand blocks to E4M3: scale amax / 448, not amax / 2688."""
 
@@ -34,12 +38,15 @@ def register() -> None:
         tensor_quantizer.register_quant_backend(NAME, _fake_quantize)
 
 
-def adapt(settings: dict[str, Any]) -> dict[str, Any]:
-    """Quantizer settings of a preset, pointed at the backend where ModelOpt's arithmetic is not the one that ships."""
+def adapt(settings: dict[str, Any], *, stored: bool = False) -> dict[str, Any]:
+    """Quantizer settings of a preset, pointed at the backend.
+
+    ``stored``: of a weight whose codes the checkpoint holds; those of inputs are made from the stored scale.
+    """
     blocks = settings.get("block_sizes") or {}
-    if _bits(settings) == E4M3 and not blocks and settings.get("axis") is None:
-        return settings  # one static scale: ModelOpt's own arithmetic is the reference (codecs/fp8.py)
     adapted = {**settings, "backend": NAME}
+    if stored and _bits(settings) == E4M3 and not blocks and settings.get("axis") is None:
+        adapted["backend_extra_args"] = BY_RANGE
     if tuple(blocks.get("scale_bits") or ()) == E8M0:
         # No scale per tensor: without this, ModelOpt's calibration collects one and its exporter writes it.
         adapted["type"] = "dynamic"
@@ -76,7 +83,14 @@ def _round(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
         return fp8.fake_quantize_tokens(inputs)
     # Static scales, already shaped to the inputs: of a tensor, of channels, or of blocks that ModelOpt has unfolded.
     amax = quantizer.amax if quantizer.amax is not None else inputs.abs().amax()
+    if quantizer._use_constant_amax:  # fp8_cast: ModelOpt takes 448, a scale of 1, and keeps no buffer for it
+        amax = torch.tensor(fp8.E4M3_MAX)
     scale = scales_of(amax.to(inputs.device), quantizer.maxbound)
+    if quantizer.num_bits == E4M3 and quantizer.axis is None and not blocks:
+        if quantizer.backend_extra_args:
+            codes = fp8.encode(inputs, amax.to(inputs.device).float())
+            return (codes.float() * scale).to(inputs.dtype)
+        return fp8.fake_quantize(inputs, scale)
     if quantizer.num_bits == E4M3:
         return (fp8.divide(inputs, scale).float() * scale).to(inputs.dtype)
     largest = int(quantizer.maxbound)

@@ -107,7 +107,9 @@ def quantizer_settings(format: Format) -> dict[str, Any]:
     if format.activation in ADDED_INPUTS:
         found["input_quantizer"] = ADDED_INPUTS[format.activation]
     return {
-        kind: [backend.adapt(item) for item in cfg] if isinstance(cfg, list) else backend.adapt(cfg)
+        kind: [backend.adapt(item) for item in cfg]
+        if isinstance(cfg, list)
+        else backend.adapt(cfg, stored=kind == "weight_quantizer")
         for kind, cfg in found.items()
     }
 
