@@ -9,7 +9,7 @@ from pathlib import Path
 from toolchain.models.types import TensorInfo
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     file: str
     """Shard, relative to the checkpoint."""

@@ -27,7 +27,7 @@ DTYPE_ORDER = (
 METADATA = {"format": "pt"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """A tensor that is going to be written."""
 

@@ -13,7 +13,7 @@ from toolchain.families.base import Family, Part
 from toolchain.formats.base import DTYPE_BYTES
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorInfo:
     name: str
     """Checkpoint name, such as ``model.layers.0.mlp.experts.3.gate_proj.weight``."""

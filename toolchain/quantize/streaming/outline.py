@@ -23,7 +23,7 @@ from toolchain.quantize import quantizers
 from toolchain.recipes import get_recipe
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
     """One tensor of the source, and what it becomes."""
 
