@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import streamed
 from tests.planning import plan_for
-from tests.streamed import SHARD_BYTES, files, hidden
+from tests.streamed import files, hidden
 from tests.tiny import make_fp8_source, make_mxfp4_source
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.shard_file import ShardFile, TensorSpec
@@ -277,60 +277,9 @@ def test_a_failure_names_the_tensor_and_keeps_the_rest(
     assert any((tmp_path / ".out.streaming" / "content").iterdir())
 
 
-CHILD = """
-import os, random, signal, sys, time
-sys.path.insert(0, {root!r})
-from pathlib import Path
-from toolchain.plan.policy import PolicyOptions
-from toolchain.plan.types import Plan
-from toolchain.core.files import read_json
-from toolchain.quantize.streaming import outline
-from toolchain.quantize.streaming.datafree import quantize_stream
-import modelopt.torch.export.convert_hf_config, torch, transformers
-transformers.AutoConfig.from_pretrained(read_json(Path({plan!r}))["model"])
-outline.make_outline.__kwdefaults__["shard_bytes"] = {shard_bytes}
-plan = Plan.from_json(read_json(Path({plan!r})))
-random.seed(0)
-
-def start(name):
-    child = os.fork()
-    if child == 0:
-        quantize_stream(plan, Path({out!r}) / name, device="cpu")
-        os._exit(0)
-    return child
-
-started = time.monotonic()
-assert os.waitpid(start("undisturbed"), 0)[1] == 0
-seconds, kills, name = time.monotonic() - started, 0, "0"
-while kills < 50:
-    child = start(name)
-    time.sleep(random.uniform(0, seconds))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-    if (Path({out!r}) / name).exists():
-        name = str(kills)
-if not (Path({out!r}) / name).exists():
-    assert os.waitpid(start(name), 0)[1] == 0
-print(kills, "kills", round(seconds, 2), "s")
-"""
-
-
 def test_killed_at_any_instant(tiny: Tiny, tmp_path: Path, small_shards: None) -> None:
-    """50 random instants; each run goes on from what is there and ends with the bytes of an undisturbed one."""
     plan = plan_for(tiny("qwen3_moe"), "nvfp4", recipe="window+pinned")
-    stream(plan, tmp_path / "whole")
-    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
-    (tmp_path / "out").mkdir()
-    root = Path(__file__).resolve().parent.parent
-    script = CHILD.format(
-        root=str(root), plan=str(tmp_path / "plan.json"), out=str(tmp_path / "out"), shard_bytes=SHARD_BYTES
-    )
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    made = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
-    assert made and all(files(path) == files(tmp_path / "whole") for path in made)
-    assert "50 kills" in ran.stdout
+    streamed.require_same_after_kills(quantize_stream, plan, tmp_path)
 
 
 LIMITED = """
