@@ -2,8 +2,11 @@
 care.
 
 Names, types and dims are those of TensorRT-LLM's ``llmapi`` Triton model (its text part; ``image_url`` and
-``lora_*`` are left out, so the server itself refuses them). ``sampling_param_ignore_eos`` is ours: benchmarks
-need answers of a fixed length, and ``SamplingParams`` of TensorRT-LLM has the field.
+``lora_*`` are left out, so the server itself refuses them). Ours are the inputs ``sampling_param_ignore_eos``
+(benchmarks need answers of a fixed length), ``sampling_param_add_special_tokens`` (a chat template brings its own),
+``sampling_param_repetition_penalty`` and ``sampling_param_logprobs``, all four with the names and meanings that
+``SamplingParams`` of TensorRT-LLM has, and ``return_num_input_tokens`` and ``return_num_output_tokens``, which the
+ensemble of ``inflight_batcher_llm`` had. The output ``logprobs`` holds one JSON object for each token of a response.
 """
 
 from __future__ import annotations
@@ -36,17 +39,21 @@ INPUTS: tuple[Tensor, ...] = (
     ),
     *_tensors("TYPE_FP32", (1,), "sampling_param_temperature", "sampling_param_top_p"),
     *_tensors("TYPE_FP32", (1,), "sampling_param_frequency_penalty", "sampling_param_presence_penalty"),
+    *_tensors("TYPE_FP32", (1,), "sampling_param_repetition_penalty"),
+    *_tensors("TYPE_INT32", (1,), "sampling_param_logprobs"),
     *_tensors("TYPE_STRING", (-1,), "sampling_param_stop"),
     *_tensors("TYPE_UINT64", (1,), "sampling_param_seed"),
     *_tensors("TYPE_BOOL", (1,), "sampling_param_ignore_eos", "sampling_param_exclude_input_from_output"),
+    *_tensors("TYPE_BOOL", (1,), "sampling_param_add_special_tokens"),
     *_tensors(
         "TYPE_BOOL", (1,), "sampling_param_return_perf_metrics", "return_finish_reason", "return_stop_reason"
     ),
     *_tensors("TYPE_BOOL", (1,), "return_cumulative_logprob", "stop"),
+    *_tensors("TYPE_BOOL", (1,), "return_num_input_tokens", "return_num_output_tokens"),
 )
 
 OUTPUTS: tuple[Tensor, ...] = (
-    *_tensors("TYPE_STRING", (-1,), "text_output", "finish_reason", "stop_reason"),
+    *_tensors("TYPE_STRING", (-1,), "text_output", "finish_reason", "stop_reason", "logprobs"),
     *_tensors("TYPE_FP32", (-1,), "cumulative_logprob"),
     *_tensors(
         "TYPE_INT32", (-1,), "kv_cache_reused_block", "kv_cache_missed_block", "kv_cache_alloc_new_blocks"
@@ -57,4 +64,5 @@ OUTPUTS: tuple[Tensor, ...] = (
     *_tensors("TYPE_INT64", (1,), "last_token_time_ns"),
     *_tensors("TYPE_FP32", (1,), "acceptance_rate"),
     *_tensors("TYPE_INT32", (1,), "total_accepted_draft_tokens", "total_draft_tokens"),
+    *_tensors("TYPE_INT32", (1,), "num_input_tokens", "num_output_tokens"),
 )
