@@ -14,6 +14,7 @@ from toolchain.triton.render import render_repository
 
 CONFIG = "tensorrt_llm/config.pbtxt"
 YAML = "tensorrt_llm/1/model.yaml"
+SERVED = "tensorrt_llm/1/served.json"
 
 
 def edit(file: str, old: str, new: str) -> Callable[[Path], None]:
@@ -42,7 +43,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("local", edit(CONFIG, 'name: "streaming"', 'name: "text_input"'), "TC-602", "declared 2 times"),
     ("local", edit(CONFIG, 'name: "stop_reason"', 'name: "text_output"'), "TC-602", "output 'text_output'"),
     ("local", edit(CONFIG, "count: 1", "count: -1"), "TC-602", "count -1"),
-    ("local", edit(CONFIG, 'string_value: "100"', 'string_value: "${period}"'), "TC-603", "${period}"),
+    ("local", append("# 1\nversion_policy { specific { versions: ${version} } }"), "TC-603", "${version}"),
     ("local", remove(CONFIG), "TC-604", CONFIG),
     ("local", remove("tensorrt_llm/1/model.py"), "TC-604", "model.py"),
     ("local", remove("tensorrt_llm/1/engine_process.py"), "TC-604", "engine_process.py"),
@@ -52,7 +53,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("local", edit(CONFIG, 'backend: "python"', 'backend: "pyton"'), "TC-607", "'pyton'"),
     ("local", edit(CONFIG, 'backend: "python"', ""), "TC-607", "no backend"),
     ("local", lambda repository: shutil.rmtree(repository.parent / "engine"), "TC-610", "engine_dir"),
-    ("local", edit(CONFIG, "/bin/python", "/bin/pythoff"), "TC-610", "not an executable"),
+    ("local", edit(SERVED, "/bin/python", "/bin/pythoff"), "TC-610", "not an executable"),
     ("trtllm", append("max_batch_size: 0"), "TC-606", "max_batch_size is set here"),
     ("trtllm", append("model_transaction_policy { decoupled: false }"), "TC-606", "decoupled is set here"),
     ("trtllm", edit(CONFIG, "count: 1", "count: 2"), "TC-608", "without the parameter gpu_device_ids"),

@@ -54,14 +54,11 @@ def model(tmp_path: Path, heard: Path) -> Iterator[Any]:
     repository = render_repository(engine, tmp_path / "repo", python=str(python))
     with rendered_model(repository / "tensorrt_llm" / "1") as module:
         model = module.TritonPythonModel()
-        model.initialize({"model_config": json.dumps(config(engine, python))})
+        served = repository / "tensorrt_llm" / "1" / "served.json"
+        served.write_text(json.dumps({**json.loads(served.read_text()), "cancellation_check_period_ms": 5}))
+        model.initialize({})
         yield model
         model.finalize()
-
-
-def config(engine: Path, python: Path) -> dict[str, Any]:
-    values = {"engine_dir": str(engine), "python": str(python), "cancellation_check_period_ms": "5"}
-    return {"parameters": {key: {"string_value": value} for key, value in values.items()}}
 
 
 def ops(heard: Path, op: str) -> list[dict[str, Any]]:
@@ -124,6 +121,6 @@ def test_unloading_answers_what_is_open(model: Any) -> None:
 
 
 def test_moved_engine_is_named(model: Any, tmp_path: Path) -> None:
-    moved = {"model_config": json.dumps(config(tmp_path / "gone", tmp_path / "python"))}
-    with pytest.raises(TritonModelException, match=r"gone does not exist.*run `toolchain triton` again"):
-        type(model)().initialize(moved)
+    (tmp_path / "engine").rename(tmp_path / "elsewhere")
+    with pytest.raises(TritonModelException, match=r"engine does not exist.*run `toolchain triton` again"):
+        type(model)().initialize({})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,12 @@ def test_model_yaml_holds_llm_arguments_path_and_triton_config(tmp_path: Path) -
     assert "max_batch_size" not in text and "decoupled" not in text
 
 
-def test_local_paths_stand_in_the_config_only(tmp_path: Path) -> None:
+def test_local_paths_stand_in_served_json_only(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "e")
     repository = render_repository(engine, tmp_path / "r")
-    parameters = {key: value.string_value for key, value in parse(repository).parameters.items()}
-    assert (parameters["engine_dir"], parameters["python"]) == (str(engine), sys.executable)
+    served = json.loads((repository / "tensorrt_llm/1/served.json").read_text())
+    assert (served["engine_dir"], served["python"]) == (str(engine), sys.executable)
+    assert str(tmp_path) not in (repository / "tensorrt_llm/config.pbtxt").read_text()
     for source in (repository / "tensorrt_llm" / "1").glob("*.py"):
         assert str(tmp_path) not in source.read_text()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from toolchain.core.errors import UsageError
 from toolchain.triton.contract import MODEL_NAME
 from toolchain.triton.engine_dir import EngineDir
+from toolchain.triton.served import SERVED, read_served
 
 
 def refuse_stale_repository(engine: EngineDir, repository: Path) -> None:
@@ -32,9 +33,10 @@ def _rendered_for(model: Path) -> tuple[str, Path | None]:
     if settings.is_file():
         value = yaml.safe_load(settings.read_text(encoding="utf-8"))
         return "trtllm", Path(str(value["model"])) if isinstance(value, dict) and "model" in value else None
+    if (model / "1" / SERVED).is_file():
+        named = str(read_served(model / "1").get("engine_dir", ""))
+        return "local", Path(named) if named else None
     config = model_config_pb2.ModelConfig()
     text_format.Parse((model / "config.pbtxt").read_text(encoding="utf-8"), config)
-    if "gpt_model_path" in config.parameters:
-        return "tensorrt", Path(config.parameters["gpt_model_path"].string_value).parent
-    named = config.parameters["engine_dir"].string_value if "engine_dir" in config.parameters else ""
-    return "local", Path(named) if named else None
+    named = config.parameters["gpt_model_path"].string_value if "gpt_model_path" in config.parameters else ""
+    return "tensorrt", Path(named).parent if named else None

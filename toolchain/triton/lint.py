@@ -11,6 +11,7 @@ from typing import Any
 from toolchain.core.findings import Finding
 from toolchain.triton import lint_inflight
 from toolchain.triton.lint_layout import lint_llmapi, lint_local
+from toolchain.triton.served import SERVED, version_dirs
 
 BACKENDS = (
     "python",
@@ -85,15 +86,15 @@ def _lint_model(model: Path, *, check_paths: bool) -> list[Finding]:
         findings += lint_llmapi(config, text, model, check_paths=check_paths)
     elif config.backend == lint_inflight.BACKEND:
         findings += lint_inflight.lint_backend(config, model, check_paths=check_paths)
-    elif "engine_dir" in config.parameters:
+    elif any((version / SERVED).is_file() for version in version_dirs(model)):
         findings += lint_local(config, model, check_paths=check_paths)
     elif config.backend == "python" and config.name == "tensorrt_llm":
         findings.append(
             _finding(
                 "TC-604",
                 f"{model.name}/1/model.yaml",
-                "missing, and config.pbtxt names no engine_dir",
-                "target trtllm needs 1/model.yaml, target local the parameter engine_dir",
+                f"missing, and there is no 1/{SERVED} either",
+                f"target trtllm needs 1/model.yaml, target local 1/{SERVED}",
             )
         )
     return findings
@@ -193,9 +194,7 @@ def _lint_instances(config: Any, where: str) -> list[Finding]:
 
 def _lint_versions(model: Path, *, has_code: bool) -> list[Finding]:
     """``has_code``: the version directories hold a model.py, as those of the Python backend do."""
-    versions = [
-        path for path in model.iterdir() if path.is_dir() and path.name.isdigit() and int(path.name) > 0
-    ]
+    versions = version_dirs(model)
     if not versions:
         return [_finding("TC-604", model.name, "no version directory", "expected a directory 1/")]
     return [

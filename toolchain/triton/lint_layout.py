@@ -1,5 +1,5 @@
-"""Lint of what is particular to each layout: ``llmapi`` (1/model.yaml) and ``local`` (parameter
-engine_dir)."""
+"""Lint of what is particular to each layout: ``llmapi`` (1/model.yaml) and ``local`` (served.json in
+each version)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from toolchain.core.errors import ToolchainError
 from toolchain.core.findings import Finding
+from toolchain.triton.served import SERVED, read_served, version_dirs
 
 
 def lint_llmapi(config: Any, text: str, model: Path, *, check_paths: bool) -> list[Finding]:
@@ -104,28 +106,42 @@ def lint_local(config: Any, model: Path, *, check_paths: bool) -> list[Finding]:
             "expected 0 and true: the engine process batches by itself and answers in pieces"
         )
         findings.append(Finding(code="TC-602", where=where, message=message))
+    for version in version_dirs(model):
+        findings += _lint_local_version(version, f"{model.name}/{version.name}", check_paths=check_paths)
+    return findings
+
+
+def _lint_local_version(version: Path, where: str, *, check_paths: bool) -> list[Finding]:
+    again = "render the repository again"
+    findings = [
+        Finding(code="TC-604", where=f"{where}/{name}", message="missing", hint=again)
+        for name in ("helpers.py", "engine_process.py", SERVED)
+        if not (version / name).is_file()
+    ]
+    if not (version / SERVED).is_file():
+        return findings
+    where = f"{where}/{SERVED}"
+    try:
+        served = read_served(version)
+    except ToolchainError as error:
+        return [
+            *findings,
+            Finding(code=error.code or "TC-602", where=where, message=error.message, hint=again),
+        ]
     findings += [
         Finding(
-            code="TC-604",
-            where=f"{model.name}/1/{name}",
-            message="missing",
-            hint="render the repository again",
+            code="TC-602", where=where, message=f"{key} is {served.get(key)!r}, expected a path", hint=again
         )
-        for name in ("helpers.py", "engine_process.py")
-        if not (model / "1" / name).is_file()
+        for key in ("engine_dir", "python")
+        if not isinstance(served.get(key), str) or not served[key]
     ]
-    if not check_paths:
+    if findings or not check_paths:
         return findings
-    engine = Path(config.parameters["engine_dir"].string_value)
+    engine, python = Path(served["engine_dir"]), Path(served["python"])
     if not (engine / "engine.json").is_file():
         message = f"engine_dir {engine} holds no engine.json"
-        findings.append(
-            Finding(code="TC-610", where=where, message=message, hint="render the repository again")
-        )
-    python = Path(config.parameters["python"].string_value) if "python" in config.parameters else Path()
+        findings.append(Finding(code="TC-610", where=where, message=message, hint=again))
     if not os.access(python, os.X_OK) or not python.is_file():
         message = f"python {python} is not an executable file"
-        findings.append(
-            Finding(code="TC-610", where=where, message=message, hint="render the repository again")
-        )
+        findings.append(Finding(code="TC-610", where=where, message=message, hint=again))
     return findings

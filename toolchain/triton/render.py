@@ -16,11 +16,10 @@ from toolchain.triton.engine_dir import EngineDir, read_engine_dir
 from toolchain.triton.inflight import write_inflight
 from toolchain.triton.inflight_contract import MODELS as INFLIGHT_MODELS
 from toolchain.triton.lint import lint_repository
+from toolchain.triton.served import CANCELLATION_CHECK_PERIOD_MS, QueueLimits, write_served
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADING = "# Rendered by `toolchain triton`"
-CANCELLATION_CHECK_PERIOD_MS = 100
-"""How often running requests are asked whether their client has gone; the default of the llmapi model."""
 
 
 def render_repository(
@@ -33,6 +32,7 @@ def render_repository(
     instances: int = 1,
     gpu_device_ids: str = "",
     ready_timeout_s: int = 1800,
+    queue_limits: QueueLimits | None = None,
     allow_unfit: bool = False,
 ) -> Path:
     """Write the model repository of ``engine_dir`` to ``output`` and return ``output``.
@@ -40,7 +40,7 @@ def render_repository(
     ``python``: interpreter that runs the engine process of target ``local`` (default: the running one).
     ``served_engine_dir``: where the server sees the engine, when that is elsewhere (a mount in a container).
     ``instances`` and ``gpu_device_ids`` (``"0,1;2,3"``): target ``trtllm``, one LLM per instance.
-    ``ready_timeout_s``: target ``local``, how long loading the engine may take.
+    ``ready_timeout_s``: target ``local``, how long loading the engine may take; ``queue_limits``: what it refuses.
     ``allow_unfit``: render although the engine failed a gate of its evaluation.
 
     Raises UsageError for a bad engine directory, an occupied output or options that do not fit the target,
@@ -53,7 +53,14 @@ def render_repository(
     with atomic_directory(output, force=force) as partial:
         model_dir = partial / MODEL_NAME
         if engine.target == "local":
-            _write_local(engine, model_dir, seen_by_server, python or sys.executable, ready_timeout_s)
+            _write_local(engine, model_dir)
+            write_served(
+                model_dir / "1",
+                engine_dir=seen_by_server,
+                python=python or sys.executable,
+                ready_timeout_s=ready_timeout_s,
+                limits=queue_limits or QueueLimits(),
+            )
         elif engine.target == "trtllm":
             _write_trtllm(engine, model_dir, seen_by_server, instances, gpu_device_ids)
         else:
@@ -93,18 +100,10 @@ def refuse_foreign_repository(output: Path, *, force: bool) -> None:
         )
 
 
-def _write_local(engine: EngineDir, model_dir: Path, seen: Path, python: str, ready_timeout_s: int) -> None:
+def _write_local(engine: EngineDir, model_dir: Path) -> None:
     _copy_templates("local", model_dir / "1")
     config = _model_config()
     config.model_transaction_policy.decoupled = True
-    parameters = {
-        "engine_dir": str(seen),
-        "python": python,
-        "ready_timeout_s": str(ready_timeout_s),
-        "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),
-    }
-    for key, value in parameters.items():
-        config.parameters[key].string_value = value
     _write_config(config, engine, model_dir)
 
 

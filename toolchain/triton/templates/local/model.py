@@ -31,11 +31,27 @@ class Open:
     cancelling: bool = False
 
 
+def read_served():
+    """The settings of this version: another version of the model may run another engine. Raises
+    TritonModelException."""
+    path = os.path.join(pb_utils.get_model_dir(), "served.json")
+    try:
+        with open(path, encoding="utf-8") as handle:
+            served = json.load(handle)
+        for key in ("engine_dir", "python"):
+            if not isinstance(served[key], str):
+                raise TypeError(f"{key} is {served[key]!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise pb_utils.TritonModelException(
+            f"{path}: expected an object with the paths engine_dir and python: {error!r}"
+        ) from error
+    return served
+
+
 class TritonPythonModel:
     def initialize(self, args):
-        config = json.loads(args["model_config"])
-        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        engine_dir, python = parameters["engine_dir"], parameters["python"]
+        served = read_served()
+        engine_dir, python = served["engine_dir"], served["python"]
         for path, found in ((engine_dir, os.path.isdir(engine_dir)), (python, os.path.isfile(python))):
             if not found:
                 raise pb_utils.TritonModelException(
@@ -48,7 +64,7 @@ class TritonPythonModel:
         self._finalizing = threading.Event()
         self._engine = EngineProcess(
             [python, "-m", "toolchain.runtime.worker", engine_dir],
-            ready_timeout_s=float(parameters.get("ready_timeout_s", "1800")),
+            ready_timeout_s=float(served.get("ready_timeout_s", 1800)),
             on_message=self._on_message,
             on_death=self._on_death,
             log=pb_utils.Logger.log_error,
@@ -57,7 +73,7 @@ class TritonPythonModel:
             self._engine.start()
         except EngineFailed as error:
             raise pb_utils.TritonModelException(f"the engine {engine_dir} did not start: {error}") from error
-        self._period_s = float(parameters.get("cancellation_check_period_ms", "100")) / 1000.0
+        self._period_s = float(served.get("cancellation_check_period_ms", 100)) / 1000.0
         threading.Thread(target=self._watch_cancellations, daemon=True).start()
 
     def execute(self, requests):
