@@ -43,4 +43,15 @@ CODES: dict[str, tuple[str, str]] = {
         "The command is shown. `toolchain serve` starts servers for targets local and trtllm only.",
     ),
     "TC-625": ("tritonserver did not stop cleanly", "It was killed; requests that still ran are lost."),
+    "TC-641": (
+        "The OpenAI endpoint does not serve this target",
+        "It serves targets local and trtllm. Build the engine for one of them.",
+    ),
+    "TC-642": ("The API keys cannot be used", "One key per line, at least 8 printable ASCII characters, no spaces."),
+    "TC-643": (
+        "The OpenAI endpoint would be open to everyone",
+        "Give it API keys, or let it listen on 127.0.0.1 behind a proxy that asks for them.",
+    ),
+    "TC-644": ("The chat template cannot be read", "Give a Jinja file as transformers' tokenizers have it."),
+    "TC-645": ("The OpenAI endpoint did not start", "The reason is shown; choose another port or address."),
 }  # fmt: skip

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP endpoint over the ``tensorrt_llm`` model of a Triton server."""
