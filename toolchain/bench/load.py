@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from toolchain.bench.prompts import TokenCounter
-from toolchain.bench.types import Record, Settings
+from toolchain.bench.records import Record
+from toolchain.bench.types import Settings
 from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress
 from toolchain.triton.client import GenerateClient, Piece
@@ -87,5 +88,5 @@ def _ask(client: GenerateClient, prompt: str, settings: Settings) -> tuple[str, 
 
 def _counted(prompt: str, text: str, record: Record, load: Load) -> Record:
     """At most the tokens that were asked for: broken characters split into more than produced them."""
-    output_tokens = min(load.counter.count(text), load.settings.output_tokens)
+    output_tokens = min(load.counter.count(text), int(load.settings.output_tokens))
     return replace(record, prompt_tokens=load.counter.count(prompt), output_tokens=output_tokens)

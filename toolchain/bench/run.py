@@ -10,10 +10,10 @@ from typing import Any
 from toolchain.bench.environment import describe_environment
 from toolchain.bench.load import Load, run_load
 from toolchain.bench.prompts import TokenCounter, make_prompts
-from toolchain.bench.statistics import summarise
+from toolchain.bench.records import Measured
+from toolchain.bench.statistics import summary
 from toolchain.bench.types import BenchResult, Level, Settings
 from toolchain.core.errors import ToolchainError, UsageError
-from toolchain.core.files import atomic_write_json
 from toolchain.core.progress import Progress, Silent
 from toolchain.triton.contract import MODEL_NAME
 from toolchain.triton.server import TritonServer
@@ -87,11 +87,6 @@ def grpc_address(server: TritonServer | str) -> str:
     return address
 
 
-def write_result(path: Path, result: BenchResult) -> None:
-    """Write the JSON document atomically."""
-    atomic_write_json(path, result.to_json())
-
-
 def _measure(
     url: str, index: int, *, model: str, settings: Settings, counter: TokenCounter, progress: Progress
 ) -> Level:
@@ -101,14 +96,17 @@ def _measure(
     prompts = make_prompts(
         counter,
         count=warmup + settings.requests,
-        tokens=settings.prompt_tokens,
+        tokens=int(settings.prompt_tokens),
         seed=settings.seed * 1_000_003 + index,
     )
     load = Load(url=url, model=model, concurrency=concurrency, settings=settings, counter=counter)
     warm, _ = run_load(load, prompts[:warmup], progress, description=f"warm-up at {concurrency}")
     records, duration_s = run_load(load, prompts[warmup:], progress, description=f"concurrency {concurrency}")
     warmup_errors = sum(record.error is not None for record in warm)
-    return summarise(records, concurrency=concurrency, duration_s=duration_s, warmup_errors=warmup_errors)
+    start_s = min(record.started_s for record in records)
+    measured = Measured(records=records, start_s=start_s, end_s=start_s + duration_s)
+    figures = summary([measured], settings=settings, gpus=None)
+    return Level(concurrency=concurrency, warmup_errors=warmup_errors, **figures)
 
 
 def _reach(url: str, model: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ NEEDED = {
     ),
 }
 QUANTILES = ("p50", "p90", "p99")
+OPTIONAL = {"p95": "p95", "min": "minimum", "max": "maximum"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +180,13 @@ def _result(report: dict[str, Any], path: Path, engine_dir: Path) -> BenchResult
         url="trtllm-bench",
         model=str(report["engine"]["model"]),
         settings=Settings(
-            concurrency=(level.concurrency,),
+            concurrency=(level.concurrency or 1,),
             requests=level.requests,
             prompt_tokens=max(1, round(requests["avg_input_length"])),
             output_tokens=max(1, round(requests["avg_output_length"])),
             timeout_s=level.duration_s,
+            repeats=1,
+            ceiling=False,
         ),
         environment={
             "packages": {"tensorrt-llm": version},
@@ -196,6 +199,9 @@ def _result(report: dict[str, Any], path: Path, engine_dir: Path) -> BenchResult
             "report": {"file": path.name, "sha256": sha256_file(path), **_kept(report)},
         },
         levels=(level,),
+        target="trtllm-bench",
+        tool="trtllm-bench",
+        gpus=int(report["world_info"]["world_size"]),
         token_counting="token ids of TensorRT-LLM",
         load=f"trtllm-bench in one process, {'streaming' if streaming else 'without streaming'}; users: average of "
         "requests at once",
@@ -211,7 +217,8 @@ def _level(report: dict[str, Any]) -> Level:
         if values is None:
             return None
         p50, p90, p99 = (float(values[key]) for key in QUANTILES)
-        return Distribution(p50=p50, p90=p90, p99=p99, mean=float(values["average"]), count=count)
+        rest = {ours: values.get(theirs) for ours, theirs in OPTIONAL.items()}
+        return Distribution(p50=p50, p90=p90, p99=p99, mean=float(values["average"]), count=count, **rest)
 
     return Level(
         concurrency=max(1, round(requests["avg_num_concurrent_requests"])),
@@ -228,6 +235,7 @@ def _level(report: dict[str, Any]) -> Level:
         output_tokens=round(requests["avg_output_length"] * count),
         output_tokens_per_s=float(speed["system_output_throughput_tok_s"]),
         requests_per_s=float(speed["request_throughput_req_s"]),
+        output_tokens_per_s_per_gpu=float(speed["output_throughput_per_gpu_tok_s"]),
     )
 
 

@@ -1,92 +1,167 @@
-"""What a benchmark is asked, what it measures, and the JSON document that it leaves."""
+"""What a benchmark measures, and the JSON document that it leaves. Definitions of the figures: README.md."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from toolchain.core.errors import UsageError
+from toolchain.bench.settings import Settings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """A closed loop: each of ``concurrency`` clients sends its next request when its last one has ended."""
-
-    concurrency: tuple[int, ...] = (1, 4, 16)
-    """One measurement for each."""
-    requests: int = 32
-    """Measured requests for each concurrency."""
-    prompt_tokens: int = 64
-    output_tokens: int = 32
-    """Asked for with ignore_eos, so that every answer has the same length."""
-    seed: int = 0
-    """Of the prompts, which all differ."""
-    timeout_s: float = 300.0
-    """For one request. A server whose model process died never answers, so there is no unlimited wait."""
-    ignore_eos: bool = True
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not self.concurrency or any(level < 1 for level in self.concurrency):
-            problems.append(f"concurrency {list(self.concurrency)} (expected numbers >= 1)")
-        for name in ("requests", "prompt_tokens", "output_tokens"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} {getattr(self, name)} (expected >= 1)")
-        if not self.timeout_s > 0:
-            problems.append(f"timeout_s {self.timeout_s} (expected > 0)")
-        if problems:
-            raise UsageError("bad benchmark settings: " + ", ".join(problems), code="TC-701")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One request. Times in seconds of time.perf_counter()."""
-
-    started_s: float
-    finished_s: float
-    piece_s: tuple[float, ...] = ()
-    """Arrival of each response that brought text."""
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    error: str | None = None
+__all__ = [
+    "SCHEMA_VERSION",
+    "BenchResult",
+    "Distribution",
+    "Generator",
+    "Goodput",
+    "GpuUse",
+    "Interval",
+    "Level",
+    "Repeat",
+    "Settings",
+    "Summary",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
+    """None: not known (results of schema version 1, and of other programs)."""
+
     p50: float
     p90: float
     p99: float
     mean: float
     count: int
+    p95: float | None = None
+    std: float | None = None
+    """Of the sample: divided by count - 1; 0 of a single value."""
+    min: float | None = None
+    max: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
-    """The measurement at one concurrency. Distributions are None when nothing succeeded."""
+class Interval:
+    """Of the mean of one figure over the repeats: Student's t with ``repeats`` - 1 degrees of freedom."""
 
-    concurrency: int
+    mean: float
+    low: float
+    high: float
+    repeats: int
+    confidence: float = 0.95
+    method: str = "t"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goodput:
+    """Requests that met the objectives. A failed one met none; one without a second token has no ITL to miss."""
+
+    ttft_slo_ms: float | None
+    itl_slo_ms: float | None
+    """Of the mean time of a token after the first of one request (its TPOT)."""
     requests: int
+    share: float
+    """Of all measured requests, 0 to 1."""
+    requests_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """What the load generator itself can do, and whether it stood in the way."""
+
+    ceiling_tokens_per_s: float | None
+    """Its own rate with the same load against a server that does nothing; None: not measured."""
+    ceiling_by: str
+    """What the ceiling was limited by: generator, or null server (then the generator can do more)."""
+    added_ttft_ms: float | None
+    """Mean TTFT against the server that does nothing: what client and protocol are of every TTFT."""
+    jitter_p99_ms: float | None
+    """How much later than at its pace a response of that server is seen, 99th percentile."""
+    cpu_share: float | None
+    """CPU of the generator's process over the time of the load, in cores; None: it shares its process."""
+    lag_p99_ms: float
+    """Lateness of the generator's event loop: closed and open loop."""
+    send_lag_p99_ms: float | None
+    """Open loop: from when a request was due to when it was sent."""
+    limited: bool
+    why: tuple[str, ...]
+    """Each reason in words; empty unless ``limited``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuUse:
+    """By NVML at 10 Hz, over all visible GPUs, or over those that the engine has."""
+
+    devices: tuple[str, ...]
+    memory_peak_gib: float
+    """Sum over the devices, of everything that runs there."""
+    power_mean_w: float | None
+    """Sum over the devices; None where a device does not tell."""
+    energy_per_token_j: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Figures of a number of requests. Distributions are None when nothing succeeded."""
+
+    requests: int
+    """Measured ones, failed ones included."""
     errors: int
     error_messages: dict[str, int]
     """Message -> how often. No failed request is left out of ``requests``."""
-    warmup_errors: int
     duration_s: float
+    """Of the window in which they were measured."""
     ttft_ms: Distribution | None
-    """Time to first token: from sending the request to the first response with text."""
+    """Time to first token: to the first response with text. From the sending; open loop: from when it was due."""
     itl_ms: Distribution | None
-    """Inter-token latency: gaps between successive responses with text, over all requests."""
+    """Gaps between successive responses with text, over all requests."""
     tpot_ms: Distribution | None
-    """Time per output token after the first, one figure for each request."""
+    """Time per output token after the first, one figure for each request. This is aiperf's inter_token_latency."""
     e2e_ms: Distribution | None
-    """From sending the request to its last response."""
+    """To the last response."""
     prompt_tokens: int
     output_tokens: int
-    """Tokens of the returned texts as the engine's tokenizer counts them, over all successful requests."""
+    """Of all successful requests."""
     output_tokens_per_s: float
+    """Tokens that arrived within the window, over its length."""
     requests_per_s: float
-    """Successful ones."""
+    """Successful ones that ended within the window, over its length."""
+    user_tokens_per_s: Distribution | None = None
+    """1 / TPOT of each request: how fast its user sees tokens."""
+    output_tokens_per_s_per_gpu: float | None = None
+    """None: no GPUs, or their number is not known."""
+    goodput: Goodput | None = None
+    """None: no objectives were given."""
+    outstanding_peak: int = 0
+    """Most requests at once."""
+    held_back: int = 0
+    """Open loop: requests that were due while ``max_outstanding`` others ran."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat(Summary):
+    """One repeat of a level."""
+
+    started: str = ""
+    """UTC, ISO 8601."""
+    gpu: GpuUse | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(Summary):
+    """One load: the requests of all its repeats together (rates: over the sum of their windows)."""
+
+    concurrency: int | None
+    """Users of a closed loop."""
+    rate: float | None = None
+    """Requests per second of an open loop; of a trace the mean."""
+    warmup_errors: int = 0
+    repeats: tuple[Repeat, ...] = ()
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    """Figure ("ttft_ms.p50", "itl_ms.mean", "output_tokens_per_s" ...) -> its mean over the repeats; empty with
+    fewer than two."""
+    generator: Generator | None = None
+    gpu: GpuUse | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +172,16 @@ class BenchResult:
     model: str
     settings: Settings
     environment: dict[str, Any]
+    """Versions, CPU, GPUs, ``server`` {name, version}, ``engine`` {name, manifest_sha256, ...} or None."""
     levels: tuple[Level, ...]
+    target: str = "triton-grpc"
+    """What was measured: one of settings.TARGETS, or the name of another program."""
+    tool: str = "toolchain"
+    """What measured it: toolchain, aiperf or trtllm-bench."""
+    gpus: int | None = None
+    """Number of GPUs that ``output_tokens_per_s_per_gpu`` divides by."""
+    partial: bool = False
+    """It was interrupted: levels or repeats are missing."""
     token_counting: str = "engine tokenizer on the returned text, at most output_tokens each"
     load: str = "closed loop, gRPC streaming"
     schema_version: int = field(default=SCHEMA_VERSION)

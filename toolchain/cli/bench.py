@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def command(
 
     With an ENGINE directory a server is started for the measurement; with host:port a running one is measured.
     """
-    from toolchain.bench.run import run_bench, write_result
+    from toolchain.bench.results import write_result
+    from toolchain.bench.run import run_bench
     from toolchain.bench.types import Settings
     from toolchain.core.files import refuse_file
 
@@ -97,7 +98,12 @@ def command(
             tokenizer_dir=tokenizer or engine or Path(target),
             engine_dir=engine,
             progress=Terminal(),
-            **{field.name: getattr(settings, field.name) for field in fields(settings)},
+            concurrency=settings.concurrency,
+            requests=requests,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            seed=seed,
+            timeout_s=timeout,
         )
     if path is not None:
         write_result(path, result)
@@ -108,7 +114,7 @@ def command(
 
 def _import(report: Path, engine: Path | None, path: Path | None, as_json: bool) -> None:
     """Read, check and show a report of trtllm-bench; written unless ``path`` is None."""
-    from toolchain.bench.run import write_result
+    from toolchain.bench.results import write_result
     from toolchain.bench.trtllm import READ_RELEASES, import_report
 
     if engine is None:

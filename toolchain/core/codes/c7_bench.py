@@ -18,4 +18,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Each finding says which key is missing, which figures contradict each other, or what is another than in the "
         "engine. commands.md in the engine has the command that measures it.",
     ),
+    "TC-706": (
+        "A file is no result of toolchain bench",
+        "Results are the JSON files in ENGINE/bench, of schema version 1 or 2.",
+    ),
 }
