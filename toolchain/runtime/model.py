@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import ToolchainError
+from toolchain.runtime.rows import attend_by_row, rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,8 @@ class Runner:
     _options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.device.type == "cpu":
+            attend_by_row(self.model)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             self._options["logits_to_keep"] = 1
         if self.prefill_tokens == 0:
@@ -112,14 +115,15 @@ class Runner:
         )
         columns = torch.arange(width, device=self.device)[None, :]
         padding = width - filled
-        output = self.model(
-            input_ids=torch.tensor(
-                [[0] * (new - len(row)) + list(row) for row in tokens], device=self.device
-            ),
-            attention_mask=(columns >= padding).long(),
-            position_ids=(columns - padding).clamp(min=0)[:, width - new :],
-            past_key_values=cache,
-            use_cache=True,
-            **self._options,
-        )
+        with rows([width - done - len(row) for done, row in zip(past, tokens, strict=True)], width):
+            output = self.model(
+                input_ids=torch.tensor(
+                    [[0] * (new - len(row)) + list(row) for row in tokens], device=self.device
+                ),
+                attention_mask=(columns >= padding).long(),
+                position_ids=(columns - padding).clamp(min=0)[:, width - new :],
+                past_key_values=cache,
+                use_cache=True,
+                **self._options,
+            )
         return output.logits[:, -1], output.past_key_values
