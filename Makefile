@@ -23,7 +23,7 @@ NAME := $(shell printf %s "$(BASE)-$(FORMAT)$(if $(filter-out local,$(TARGET)),-
 	| tr A-Z a-z | sed 's/[^a-z0-9._-][^a-z0-9._-]*/-/g')
 ENGINE ?= engines/$(NAME)
 
-.PHONY: engine demo triton serve bench report test test-slow test-matrix lm-eval check docs goldens gpu-check tritonserver browser doctor clean help
+.PHONY: engine demo triton serve bench report test test-slow test-matrix lm-eval aiperf check docs goldens gpu-check tritonserver browser doctor clean help
 
 engine: $(READY) $(if $(MODEL),,demo) ## plan, quantize, verify, evaluate, build and render MODEL
 	$(TOOLCHAIN) engine "$(SOURCE)" --format $(FORMAT) --gpu $(GPU) --target $(TARGET) $(ARGS)
@@ -85,6 +85,13 @@ lm-eval: $(VENV)/lm-eval/.installed ## put lm-evaluation-harness beside the envi
 $(VENV)/lm-eval/.installed: $(READY) requirements-lm-eval.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target $(VENV)/lm-eval -r requirements-lm-eval.lock
+	touch $@
+
+aiperf: $(VENV)/aiperf/.installed ## aiperf in an environment of its own, for `bench --engine aiperf` (1.2 GB, once)
+
+$(VENV)/aiperf/.installed: $(READY) requirements-aiperf.lock
+	test -x $(VENV)/aiperf/bin/python || $(VENV)/bin/python -m venv $(VENV)/aiperf
+	$(VENV)/aiperf/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-aiperf.lock
 	touch $@
 
 gpu-check: ## on a machine with an NVIDIA GPU: quantize, export and run on CUDA, compare with the CPU
