@@ -30,6 +30,13 @@ LOG_NOISE = re.compile(r"[+|]|I\d{4} ")
 SHM = Path("/dev/shm")
 
 
+def model_names(repository: Path) -> tuple[str, ...]:
+    """The models of a repository by name: its directories, hidden ones left out."""
+    return tuple(
+        sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
+    )
+
+
 class TritonServer:
     """Context manager of a tritonserver that serves ``repository``.
 
@@ -54,6 +61,7 @@ class TritonServer:
         self.address = address
         self.log_file = log_file or self.repository.with_name(f"{self.repository.name}.log")
         self.process: subprocess.Popen[bytes] | None = None
+        self.models: tuple[str, ...] = model_names(self.repository)
         self._wanted_ports = (http_port, grpc_port, metrics_port)
         self._ready_timeout_s = ready_timeout_s
         self._exit_timeout_s = max(5, exit_timeout_s)
@@ -110,6 +118,8 @@ class TritonServer:
         """Never ``--disable-auto-complete-config``: the llmapi layout gets its batch size and policy that
         way."""
         arguments = [f"--model-repository={self.repository}", f"--exit-timeout-secs={self._exit_timeout_s}"]
+        # Explicit: the only mode in which a model can be loaded again, by whoever finds it dead or updates it.
+        arguments += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in self.models)]
         for name in ("http", "grpc", "metrics"):
             arguments += [
                 f"--{name}-address={self.address}",
