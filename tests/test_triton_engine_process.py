@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from toolchain.triton.render import TEMPLATES
+from toolchain.triton.model_dir import TEMPLATES
 
 READY = 'print(json.dumps({"op": "ready", "model": "m", "max_batch_size": 2, "max_seq_len": 8}), flush=True)'
 ECHO = f"""

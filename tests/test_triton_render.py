@@ -14,13 +14,14 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from tests.engine_dirs import write_engine
-from toolchain.core.errors import UsageError
+from toolchain.core.errors import FindingsError, UsageError
 from toolchain.triton.lint import lint_repository
 from toolchain.triton.render import render_repository
+from toolchain.triton.served import QueueLimits
 
 
-def parse(repository: Path) -> Any:
-    text = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
+def parse(repository: Path, model: str = "tensorrt_llm") -> Any:
+    text = (repository / model / "config.pbtxt").read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -150,7 +151,75 @@ def test_a_repository_of_another_engine_is_not_served(first: str, second: str, t
 
     engine = write_engine(tmp_path / "a", target=first)
     repository = render_repository(engine, tmp_path / "repo")
-    refuse_stale_repository(read_engine_dir(engine), repository)
+    refuse_stale_repository({"tensorrt_llm": read_engine_dir(engine)}, repository)
     other = write_engine(tmp_path / "b", target=second)
     with pytest.raises(UsageError, match="was rendered for target"):
-        refuse_stale_repository(read_engine_dir(other), repository)
+        refuse_stale_repository({"tensorrt_llm": read_engine_dir(other)}, repository)
+    both = {path.name: read_engine_dir(path) for path in (engine, other)}
+    with pytest.raises(UsageError, match=r"holds tensorrt_llm; expected a, b"):
+        refuse_stale_repository(both, repository)
+
+
+def test_several_engines_are_models_named_after_themselves(tmp_path: Path) -> None:
+    engines = [
+        write_engine(tmp_path / name, target=target) for name, target in (("a", "local"), ("b", "trtllm"))
+    ]
+    repository = render_repository(engines, tmp_path / "r")
+    assert sorted(path.name for path in repository.iterdir()) == ["a", "b"]
+    assert lint_repository(repository) == []
+    assert [parse(repository, name).name for name in ("a", "b")] == ["a", "b"]
+    assert json.loads((repository / "a/1/served.json").read_text())["engine_dir"] == str(engines[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_name": "one"}, "one model name, one, for 2 engines"),
+        ({"served_engine_dir": Path("/e")}, "one served engine directory"),
+        ({"instances": 0}, "with 0 instances"),
+        ({"versions": "newest"}, "latest:N, all, or numbers"),
+    ],
+)
+def test_options_that_fit_no_two_engines(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    engines = [write_engine(tmp_path / name) for name in ("a", "b")]
+    with pytest.raises(UsageError, match=message):
+        render_repository(engines, tmp_path / "r", **options)
+    with pytest.raises(UsageError, match="cannot be told apart"):
+        render_repository([engines[0], engines[0]], tmp_path / "r")
+    with pytest.raises(UsageError, match=r"model name '\.\./a'"):
+        render_repository(engines[0], tmp_path / "r", model_name="../a")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ("latest:1", "latest {\n  num_versions: 1\n}\n"),
+        ("latest:2", "latest {\n  num_versions: 2\n}\n"),
+        ("all", "all {\n}\n"),
+        ("3,1", "specific {\n  versions: 1\n  versions: 3\n}\n"),
+    ],
+)
+def test_version_policy(versions: str, expected: str, tmp_path: Path) -> None:
+    repository = render_repository(write_engine(tmp_path / "e"), tmp_path / "r", versions=versions)
+    assert str(parse(repository).version_policy) == expected
+
+
+def test_local_engines_have_several_instances_with_or_without_gpus(tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "e")
+    config = parse(render_repository(engine, tmp_path / "r", instances=3))
+    assert config.instance_group[0].count == 3 and not config.parameters
+    config = parse(render_repository(engine, tmp_path / "g", instances=2, gpu_device_ids="0;1"))
+    assert config.parameters["gpu_device_ids"].string_value == "0;1"
+    with pytest.raises(FindingsError, match="not valid"):
+        render_repository(engine, tmp_path / "x", instances=2, gpu_device_ids="0")
+
+
+def test_queue_limits_and_warmup_belong_to_the_version(tmp_path: Path) -> None:
+    limits = QueueLimits(max_waiting=7, max_queue_s=1.5)
+    repository = render_repository(
+        write_engine(tmp_path / "e"), tmp_path / "r", queue_limits=limits, warmup_requests=4
+    )
+    served = json.loads((repository / "tensorrt_llm/1/served.json").read_text())
+    assert (served["max_waiting"], served["max_queue_s"], served["warmup_requests"]) == (7, 1.5, 4)
+    assert "max_waiting_tokens" not in served

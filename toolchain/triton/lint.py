@@ -78,7 +78,7 @@ def _lint_model(model: Path, *, check_paths: bool) -> list[Finding]:
         return [*findings, problem]
     findings += _lint_identity(config, model, where)
     findings += _lint_tensors(config, where)
-    findings += _lint_instances(config, where)
+    findings += _lint_instances(config, where, (model / "1" / "model.yaml").is_file())
     findings += _lint_versions(model, has_code=config.backend == "python")
     if check_paths:
         findings += lint_inflight.lint_tokenizer(config, model)
@@ -164,7 +164,7 @@ def _lint_tensor(kind: str, tensor: Any, where: str) -> list[Finding]:
     return findings
 
 
-def _lint_instances(config: Any, where: str) -> list[Finding]:
+def _lint_instances(config: Any, where: str, llmapi: bool) -> list[Finding]:
     findings = [
         _finding("TC-602", where, f"instance_group count {group.count}, expected >= 1")
         for group in config.instance_group
@@ -185,7 +185,7 @@ def _lint_instances(config: Any, where: str) -> list[Finding]:
         set(ids)
     ):
         findings.append(_finding("TC-608", where, f"gpu_device_ids {lists!r} names a GPU twice"))
-    elif not lists and instances > 1 and config.name == "tensorrt_llm":
+    elif not lists and instances > 1 and llmapi:  # instances of target local may share CPUs
         findings.append(
             _finding("TC-608", where, f"{instances} instances without the parameter gpu_device_ids")
         )

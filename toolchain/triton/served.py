@@ -31,7 +31,13 @@ class QueueLimits:
 
 
 def write_served(
-    version_dir: Path, *, engine_dir: Path, python: str, ready_timeout_s: int, limits: QueueLimits
+    version_dir: Path,
+    *,
+    engine_dir: Path,
+    python: str,
+    ready_timeout_s: int,
+    limits: QueueLimits,
+    warmup_requests: int = 0,
 ) -> None:
     """Write served.json into ``version_dir``. ``engine_dir`` and ``python``: absolute, as the server sees them."""
     document: dict[str, Any] = {
@@ -40,6 +46,8 @@ def write_served(
         "ready_timeout_s": ready_timeout_s,
         "cancellation_check_period_ms": CANCELLATION_CHECK_PERIOD_MS,
     }
+    if warmup_requests:
+        document["warmup_requests"] = warmup_requests
     document |= {key: value for key, value in vars(limits).items() if value is not None}
     atomic_write_json(version_dir / SERVED, document)
 

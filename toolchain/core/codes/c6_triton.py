@@ -30,6 +30,11 @@ CODES: dict[str, tuple[str, str]] = {
         "The repository was rendered for another engine or target",
         "Serving it would serve that one. Render it again: `toolchain triton ENGINE --force`.",
     ),
+    "TC-613": ("A version policy that is none", "Give latest:N, all, or the numbers of versions, such as 1,3."),
+    "TC-614": (
+        "Models of one repository need names of their own",
+        "Several engines are models named after themselves. One engine may have --model-name.",
+    ),
     "TC-620": (
         "No tritonserver on this machine",
         "`make tritonserver` installs one for CPU machines; NVIDIA's containers have one on PATH.",
