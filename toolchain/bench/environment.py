@@ -10,13 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from toolchain.core.files import sha256_file
+from toolchain.bench.identity import describe_engine
 
 PACKAGES = ("toolchain", "torch", "transformers", "nvidia-modelopt", "tritonclient", "numpy", "tokenizers")
 
 
 def describe_environment(*, engine_dir: Path | None, server: dict[str, Any] | None) -> dict[str, Any]:
-    """Versions, CPU, GPUs, the server's own words about itself, and the hash of the engine's manifest."""
+    """Versions, CPU, GPUs, the server's own words about itself, and the engine or checkpoint (``describe_engine``)."""
     return {
         "python": platform.python_version(),
         "packages": _versions(),
@@ -25,7 +25,7 @@ def describe_environment(*, engine_dir: Path | None, server: dict[str, Any] | No
         "cpu_cores": os.cpu_count(),
         "gpus": _gpus(),
         "server": server,
-        "engine": _engine(engine_dir),
+        "engine": describe_engine(engine_dir),
     }
 
 
@@ -55,9 +55,3 @@ def _gpus() -> list[str]:
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     return result.stdout.strip().splitlines() if result.returncode == 0 else []
-
-
-def _engine(engine_dir: Path | None) -> dict[str, str] | None:
-    if engine_dir is None or not (engine_dir / "engine.json").is_file():
-        return None
-    return {"name": engine_dir.absolute().name, "manifest_sha256": sha256_file(engine_dir / "engine.json")}
