@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-FILES = ("model", "helpers", "engine_process", "llm_outputs")
+FILES = ("model", "helpers", "engine_process", "open_request", "metrics", "llm_outputs")
 
 
 class TritonModelException(Exception):
@@ -75,11 +75,16 @@ class Sender:
 
 class Request:
     def __init__(
-        self, *, request_id: str = "", parameters: dict[str, Any] | None = None, **inputs: Any
+        self,
+        *,
+        request_id: str = "",
+        parameters: dict[str, Any] | None = None,
+        timeout_us: int = 0,
+        **inputs: Any,
     ) -> None:
         self.inputs = {name: Tensor(name, _array(value)) for name, value in inputs.items()}
         self.sender = Sender()
-        self._id, self._parameters = request_id, parameters or {}
+        self._id, self._parameters, self._timeout_us = request_id, parameters or {}, timeout_us
 
     def get_response_sender(self) -> Sender:
         return self.sender
@@ -89,6 +94,42 @@ class Request:
 
     def parameters(self) -> str:
         return json.dumps(self._parameters)
+
+    def timeout(self) -> int:
+        return self._timeout_us
+
+
+class Metric:
+    """Holds what it was told; ``value`` of a histogram is the list of its observations."""
+
+    def __init__(self, labels: dict[str, str], histogram: bool) -> None:
+        self.labels = labels
+        self.value: Any = [] if histogram else 0.0
+
+    def increment(self, amount: float) -> None:
+        if amount < 0:
+            raise TritonModelException("a counter cannot go down")
+        self.value += amount
+
+    def set(self, amount: float) -> None:
+        self.value = amount
+
+    def observe(self, amount: float) -> None:
+        self.value.append(amount)
+
+
+class MetricFamily:
+    COUNTER, GAUGE, HISTOGRAM = range(3)
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self.name, self.kind, self.metrics = name, kind, dict[tuple[tuple[str, str], ...], Metric]()
+
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:
+        if (buckets is not None) != (self.kind == MetricFamily.HISTOGRAM):
+            raise TritonModelException("buckets belong to histograms")
+        return self.metrics.setdefault(
+            tuple(labels.items()), Metric(labels, self.kind == MetricFamily.HISTOGRAM)
+        )
 
 
 def _array(value: Any) -> np.ndarray:
@@ -107,6 +148,7 @@ def make_backend_utils(model_dir: Path) -> ModuleType:
         TritonError=TritonError,
         Tensor=Tensor,
         InferenceResponse=InferenceResponse,
+        MetricFamily=MetricFamily,
         Logger=quiet,
         get_input_tensor_by_name=lambda request, name: request.inputs.get(name),
         get_model_dir=lambda: str(model_dir),

@@ -178,7 +178,7 @@ def test_the_prompt_is_part_of_the_answer_when_asked(engine: LocalEngine) -> Non
 
 def test_max_seq_len_ends_an_answer(tiny: Tiny) -> None:
     with load(tiny("llama"), max_seq_len=10) as engine:
-        completion = engine.generate("abcdefg", SamplingParams(max_tokens=50, ignore_eos=True))
+        completion = engine.generate("abcdefg", SamplingParams(ignore_eos=True))
     assert (completion.prompt_tokens, len(completion.token_ids), completion.finish_reason) == (7, 3, "length")
 
 

@@ -128,7 +128,10 @@ def test_stop_strings_cut_the_text_at_the_first_one_completed(pieces: list[str],
         assert stop_filter.matched or not any(stop in emitted for stop in stops)
     emitted += stop_filter.flush()
     expected = first_stop(text, stops)
-    assert stop_filter.matched == (expected is not None)
+    assert (stop_filter.matched is not None) == (expected is not None)
+    if expected is not None:
+        assert stop_filter.matched in stops
+        assert text.startswith(expected + str(stop_filter.matched))
     assert emitted == (text if expected is None else expected)
 
 

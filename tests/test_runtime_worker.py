@@ -27,6 +27,7 @@ class Pipe:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self._entries: list[dict[str, Any]] = []
 
     def send(self, message: dict[str, Any] | bytes) -> None:
         line = message if isinstance(message, bytes) else json.dumps(message).encode()
@@ -35,9 +36,12 @@ class Pipe:
         self.process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
+        """The next message; those of one round one by one."""
         assert self.process.stdout is not None
-        message: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return message
+        if not self._entries:
+            message: dict[str, Any] = json.loads(self.process.stdout.readline())
+            self._entries = entries_of(message)
+        return self._entries.pop(0)
 
     def answer(self, identity: int) -> list[dict[str, Any]]:
         """All messages of a request up to its end."""
@@ -46,8 +50,12 @@ class Pipe:
             message = self.receive()
             if message["id"] == identity:
                 messages.append(message)
-                if message["op"] == "error" or message["finish_reason"] is not None:
+                if "finish_reason" in message or message.get("op") == "error":
                     return messages
+
+
+def entries_of(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(message["chunks"]) if message["op"] == "chunks" else [message]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,8 @@ def model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def worker(model: Path) -> Iterator[Pipe]:
     pipe = Pipe(str(model), "--device", "cpu", "--max-batch-size", "2")
-    assert pipe.receive() == {"op": "ready", "model": "model", "max_batch_size": 2, "max_seq_len": 512}
+    ready = {"op": "ready", "model": "model", "max_batch_size": 2, "max_seq_len": 512}
+    assert pipe.receive() == {**ready, "max_prompt_bytes": 512 * 16}
     yield pipe
     pipe.process.kill()
     pipe.process.communicate()
@@ -88,9 +97,8 @@ def test_answers_equal_the_engine_in_process(worker: Pipe, model: Path) -> None:
     ended: dict[int, dict[str, Any]] = {}
     while len(ended) < 3:
         message = worker.receive()
-        assert message["op"] == "chunk"
         answers[message["id"]] += message["text"]
-        if message["finish_reason"] is not None:
+        if "finish_reason" in message:
             ended[message["id"]] = message
     with LocalEngine.load(model, device="cpu") as engine:
         for identity, text in enumerate(("abc", "héllo 漢", "z")):
@@ -103,9 +111,9 @@ def test_answers_equal_the_engine_in_process(worker: Pipe, model: Path) -> None:
 def test_cancel(worker: Pipe) -> None:
     worker.send({"op": "cancel", "id": 12345})
     worker.send(
-        {"op": "generate", "id": 7, "text_input": "abc", "params": {"max_tokens": 500, "ignore_eos": True}}
+        {"op": "generate", "id": 7, "text_input": "abc", "params": {"max_tokens": 480, "ignore_eos": True}}
     )
-    assert worker.receive()["op"] == "chunk"
+    assert worker.receive()["id"] == 7
     worker.send({"op": "cancel", "id": 7})
     assert worker.answer(7)[-1]["finish_reason"] == "cancelled"
 
@@ -149,11 +157,11 @@ def test_a_bad_message_is_answered_and_the_worker_goes_on(
 
 def test_an_id_in_use_is_refused(worker: Pipe) -> None:
     worker.send(
-        {"op": "generate", "id": 21, "text_input": "x", "params": {"max_tokens": 500, "ignore_eos": True}}
+        {"op": "generate", "id": 21, "text_input": "x", "params": {"max_tokens": 480, "ignore_eos": True}}
     )
     worker.send({"op": "generate", "id": 21, "text_input": "x"})
     message = worker.receive()
-    while message["op"] != "error":
+    while message.get("op") != "error":
         message = worker.receive()
     assert (message["id"], message["kind"]) == (21, "invalid_argument")
     worker.send({"op": "cancel", "id": 21})
@@ -164,11 +172,11 @@ def test_shutdown_ends_the_process_cleanly(tiny: Tiny) -> None:
     pipe = Pipe(str(tiny("llama")), "--device", "cpu")
     assert pipe.receive()["op"] == "ready"
     pipe.send(
-        {"op": "generate", "id": 1, "text_input": "abc", "params": {"max_tokens": 500, "ignore_eos": True}}
+        {"op": "generate", "id": 1, "text_input": "abc", "params": {"max_tokens": 480, "ignore_eos": True}}
     )
     pipe.send({"op": "shutdown"})
     output, _ = pipe.process.communicate(timeout=60)
-    messages = [json.loads(line) for line in output.splitlines()]
+    messages = [entry for line in output.splitlines() for entry in entries_of(json.loads(line))]
     assert messages[-1]["finish_reason"] == "cancelled"
     assert pipe.process.returncode == 0
 
@@ -186,12 +194,12 @@ def test_whatever_libraries_print_stays_out_of_the_protocol(tmp_path: Path) -> N
     """Also output that bypasses sys.stdout, as C libraries and child processes make it."""
     program = (
         "import os, sys\n"
-        "from toolchain.runtime import worker\n"
+        "from toolchain.runtime import service, worker\n"
         "stream = worker.claim_stdout()\n"
         "print('python')\n"
         "os.write(1, b'descriptor\\n')\n"
         "os.system('echo child')\n"
-        "worker.Writer(stream).send({'op': 'ready'})\n"
+        "service.Writer(stream).send({'op': 'ready'})\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout == b'{"op": "ready"}\n'

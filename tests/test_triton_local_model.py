@@ -21,21 +21,32 @@ import json, sys
 log = open(sys.argv[1], "a", buffering=1)
 def say(**message):
     print(json.dumps(message), flush=True)
-def chunk(number, text, reason=None):
-    say(op="chunk", id=number, text=text, token_ids=[1], finish_reason=reason, prompt_tokens=1)
-say(op="ready", model="m", max_batch_size=2, max_seq_len=8)
+def token(number):
+    return dict(token_id=number, token="t", bytes=[116], logprob=-0.5, top=[])
+def chunk(number, text, count=1, **more):
+    return dict(id=number, text=text, token_ids=[1] * count, logprobs=[token(i) for i in range(count)], **more)
+def last(number, text, count=1, reason="stop"):
+    times = [1_000, 2_000, 3_000, 4_000]
+    return chunk(number, text, count, finish_reason=reason, prompt_tokens=3, stop_reason="!",
+                 cumulative_logprob=-1.5, times_ns=times)
+say(op="ready", model="m", max_batch_size=2, max_seq_len=8, max_prompt_bytes=100)
 for line in sys.stdin:
     log.write(line)
     message = json.loads(line)
+    number, text = message.get("id"), message.get("text_input")
     if message["op"] == "cancel":
-        chunk(message["id"], "", "cancelled")
-    elif message["op"] == "generate" and message["text_input"] == "refuse":
-        say(op="error", id=message["id"], kind="invalid_argument", message="not this one")
-    elif message["op"] == "generate":
-        chunk(message["id"], "Hel")
-        chunk(message["id"], "")
-        if message["text_input"] != "endless":
-            chunk(message["id"], "lo", "stop")
+        if text != "deaf":
+            say(op="chunks", chunks=[last(number, "", 0, "cancelled")], running=0, waiting=0)
+    elif message["op"] == "generate" and text == "refuse":
+        say(op="error", id=number, kind="invalid_argument", message="TC-503: not this one")
+    elif message["op"] == "generate" and text == "fail":
+        say(op="chunks", chunks=[dict(op="error", id=number, kind="internal", message="TC-504: out of memory")])
+    elif message["op"] == "generate" and message.get("stream") is False and text != "endless":
+        say(op="chunks", chunks=[last(number, "Hello", 3)], running=0, waiting=0)
+    elif message["op"] == "generate" and message.get("stream") is not False:
+        say(op="chunks", chunks=[chunk(number, "Hel", 2)], running=1, waiting=0)
+        if text not in ("endless", "deaf"):
+            say(op="chunks", chunks=[last(number, "lo")], running=0, waiting=0)
 """
 
 
@@ -74,9 +85,10 @@ def test_only_given_parameters_are_passed_on(model: Any, heard: Path) -> None:
     (message,) = ops(heard, "generate")
     assert message["text_input"] == "ß"
     assert message["params"] == {"max_tokens": 3, "stop": ["x"]}
+    assert message["stream"] is False
 
 
-def test_streaming_leaves_out_empty_pieces(model: Any) -> None:
+def test_streaming_sends_each_piece(model: Any) -> None:
     request = Request(text_input="a", streaming=True, return_finish_reason=True)
     model.execute([request])
     responses = request.sender.collect()
@@ -105,7 +117,7 @@ def test_errors_of_the_engine_keep_their_kind_and_come_before_the_final_flag(mod
     response, flags = request.sender.sent.get(timeout=10)
     assert (response.error.code, response.error.message, flags) == (
         TritonError.INVALID_ARG,
-        "not this one",
+        "TC-503: not this one",
         0,
     )
     assert request.sender.sent.get(timeout=10) == (None, 1)

@@ -15,7 +15,7 @@ from toolchain.core.errors import UsageError
 @click.command(name="generate")
 @click.argument("engine", type=ENGINE)
 @click.option("--prompt", required=True, help="Text to go on from.")
-@click.option("--max-tokens", type=int, default=64, show_default=True)
+@click.option("--max-tokens", type=int, help="Length of the answer; default: 64, or what the prompt leaves.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="0: no limit.")
 @click.option("--top-p", type=float, default=1.0, show_default=True)

@@ -87,9 +87,13 @@ def generate(checkpoint: Path, model: Any, tokenizer: Any, prompts: Sequence[Pro
     config = model.config.get_text_config()
     limits = resolve_limits(locate(checkpoint), config.to_dict(), max_batch_size=1, max_seq_len=None)
     ends = end_ids(checkpoint, config, tokenizer)
-    params = SamplingParams(max_tokens=ANSWER_TOKENS)
     with LocalEngine(model, tokenizer, device=model.device, limits=limits, end_ids=ends) as engine:
-        return [list(engine.generate(prompt.ids, params).token_ids) for prompt in prompts]
+        answers = []
+        for prompt in prompts:
+            room = max(1, limits.max_seq_len - len(prompt.ids))
+            params = SamplingParams(max_tokens=min(ANSWER_TOKENS, room))
+            answers.append(list(engine.generate(prompt.ids, params).token_ids))
+        return answers
 
 
 def side_by_side(

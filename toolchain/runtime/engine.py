@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import queue
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.runtime.detokenize import Detokenizer, special_ids
+from toolchain.runtime.encode import Encoder
 from toolchain.runtime.location import Limits, locate, resolve_limits
 from toolchain.runtime.model import Runner, end_ids, load_model, resolve_device
 from toolchain.runtime.request import OnChunk, OnError, Request, RequestHandle
-from toolchain.runtime.scheduler import Scheduler
-from toolchain.runtime.types import Chunk, Completion, SamplingParams
+from toolchain.runtime.scheduler import Load, Scheduler
+from toolchain.runtime.types import DEFAULT_MAX_TOKENS, Chunk, Completion, SamplingParams
+from toolchain.runtime.waiting import QueueLimits
 
 if TYPE_CHECKING:
     import torch
-
-MAX_WAITING = 1024
-"""Requests that wait for a free row before new ones are refused."""
 
 
 class LocalEngine:
@@ -36,7 +34,7 @@ class LocalEngine:
         limits: Limits,
         end_ids: frozenset[int] = frozenset(),
         name: str = "model",
-        max_waiting: int = MAX_WAITING,
+        queue: QueueLimits | None = None,
     ) -> None:
         """``model``: a transformers causal LM in eval mode on ``device``. ``load`` makes all of these."""
         self.name = name
@@ -47,10 +45,12 @@ class LocalEngine:
         self.end_ids = end_ids
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self._special = special_ids(tokenizer)
-        self._encoding = threading.Lock()
+        self.encoder = Encoder(tokenizer, limits.max_seq_len)
         runner = Runner(model=model, device=device)
         runner.probe()
-        self._scheduler = Scheduler(runner, max_batch_size=limits.max_batch_size, max_waiting=max_waiting)
+        self._scheduler = Scheduler(
+            runner, max_batch_size=limits.max_batch_size, queue=queue or QueueLimits()
+        )
 
     @classmethod
     def load(
@@ -62,6 +62,7 @@ class LocalEngine:
         emulate_activations: bool = True,
         max_batch_size: int | None = None,
         max_seq_len: int | None = None,
+        queue: QueueLimits | None = None,
     ) -> LocalEngine:
         """Load an engine directory (engine.json, checkpoint/) or a checkpoint directory.
 
@@ -79,12 +80,13 @@ class LocalEngine:
             location, config.to_dict(), max_batch_size=max_batch_size, max_seq_len=max_seq_len
         )
         ends = end_ids(location.checkpoint, config, tokenizer)
-        return cls(model, tokenizer, device=target, limits=limits, end_ids=ends, name=location.name)
+        return cls(
+            model, tokenizer, device=target, limits=limits, end_ids=ends, name=location.name, queue=queue
+        )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens (BOS) that the tokenizer puts around text."""
-        with self._encoding:  # fast tokenizers refuse concurrent use
-            return list(self.tokenizer(text)["input_ids"])
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, by default with the special tokens (BOS) that the tokenizer puts around text."""
+        return self.encoder.encode(text, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation and the generation prompt: pass them to ``submit`` as they are."""
@@ -94,11 +96,7 @@ class LocalEngine:
                 hint="send a plain prompt",
                 code="TC-503",
             )
-        with self._encoding:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.encoder.chat(list(messages))
 
     def submit(
         self,
@@ -107,25 +105,32 @@ class LocalEngine:
         on_chunk: OnChunk,
         *,
         on_error: OnError | None = None,
+        streaming: bool = True,
+        timeout_s: float | None = None,
     ) -> RequestHandle:
         """Queue a request and return at once. Callbacks run on the model thread: keep them short.
 
-        Raises UsageError for a prompt that cannot be taken (TC-503), ToolchainError when the queue is full
-        (TC-505) or the engine is closed (TC-506). Later failures go to ``on_error`` and
+        Without ``streaming`` the answer is one chunk (and costs less). A request that has not ended after
+        ``timeout_s`` fails (TC-513). Raises UsageError for a prompt that cannot be taken (TC-503), ToolchainError
+        when the queue is full (TC-505) or the engine is closed (TC-506). Later failures go to ``on_error`` and
         ``RequestHandle.result``.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        self._check_prompt(ids)
+        if isinstance(prompt, str):
+            ids = self.encode(prompt, add_special_tokens=params.add_special_tokens)
+        else:
+            ids = [int(token) for token in prompt]
         echo = "" if params.exclude_input_from_output else self._text_of(prompt, ids)
         request = Request(
             prompt_ids=ids,
             echo=echo,
             params=params,
+            budget=self._budget(ids, params),
             detokenizer=Detokenizer(self.tokenizer, self._special, ids if echo else ()),
             end_ids=self.end_ids,
-            budget=min(params.max_tokens, self.limits.max_seq_len - len(ids)),
             on_chunk=on_chunk,
             on_error=on_error,
+            streaming=streaming,
+            timeout_s=timeout_s,
         )
         self._scheduler.add(request)
         return RequestHandle(request, self._scheduler.wake)
@@ -152,7 +157,15 @@ class LocalEngine:
 
     def generate(self, prompt: str | Sequence[int], params: SamplingParams) -> Completion:
         """The whole answer."""
-        return self.submit(prompt, params, lambda chunk: None).result()
+        return self.submit(prompt, params, lambda chunk: None, streaming=False).result()
+
+    def load_now(self) -> Load:
+        """How many requests run and wait at this moment."""
+        return self._scheduler.load()
+
+    def on_flush(self, function: Callable[[], None]) -> None:
+        """Have ``function`` called on the model thread each time after a round of callbacks."""
+        self._scheduler.flush = function
 
     def forward_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, T, V] float32, on the engine's device, for unpadded ``input_ids`` [B, T] (int64)."""
@@ -183,15 +196,25 @@ class LocalEngine:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _check_prompt(self, ids: list[int]) -> None:
+    def _budget(self, ids: list[int], params: SamplingParams) -> int:
+        """Most tokens of the answer. UsageError for a prompt that cannot be taken, or an answer that does not fit."""
+        longest = self.limits.max_seq_len
+        room = longest - len(ids)
         if not ids:
             raise UsageError("the prompt is empty", hint="send at least one token", code="TC-503")
-        if len(ids) >= self.limits.max_seq_len:
+        if room < 1:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens, max_seq_len is {self.limits.max_seq_len} with the answer",
+                f"the prompt has {len(ids)} tokens, max_seq_len is {longest} with the answer",
                 hint="shorten the prompt, or build an engine with a larger --max-seq-len",
+                code="TC-503",
+            )
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise UsageError(
+                f"max_tokens {params.max_tokens} and the {len(ids)} tokens of the prompt exceed max_seq_len {longest}",
+                hint=f"use max_tokens <= {room} or leave it out, or build an engine with a larger --max-seq-len",
                 code="TC-503",
             )
         unknown = [token for token in ids if not 0 <= token < self.vocab_size]
         if unknown:
             raise UsageError(f"token ids {unknown[:5]} are not in 0..{self.vocab_size - 1}", code="TC-503")
+        return params.max_tokens or min(DEFAULT_MAX_TOKENS, room)

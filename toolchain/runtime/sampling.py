@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from toolchain.runtime.penalties import Penalties
+from toolchain.runtime.types import TokenLogprob
+
 if TYPE_CHECKING:
     import torch
 
@@ -12,20 +15,29 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """The random numbers of one request: one uniform number per token, drawn on the CPU.
+    """What choosing the tokens of one request needs: its random numbers, penalties and log probabilities.
 
-    The device never draws: the same seed gives the same numbers on CPU and GPU and in any batch.
+    The device never draws: one uniform number per token is drawn on the CPU, so the same seed gives the same numbers
+    on CPU and GPU and in any batch.
     """
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int] = ()) -> None:
         import torch
 
         self.params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
+        self.penalties = Penalties(params, prompt_ids) if Penalties.wanted(params) else None
+        self.greedy = params.temperature == 0
+        self.plain = self.greedy and self.penalties is None and params.logprobs is None
+        """Whether the highest logit is all that is asked for."""
+        self.logprob: TokenLogprob | None = None
+        """Of the token that was chosen last, when the request asks for log probabilities."""
+        self._generator: torch.Generator | None = None
+        if not self.greedy:
+            self._generator = torch.Generator()
+            if params.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(params.seed)
 
     def uniform(self) -> float:
         import torch
@@ -36,17 +48,53 @@ class Sampler:
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
     """Token ids for the rows of ``logits`` [B, V] (any float dtype), row i by ``samplers[i]``.
 
-    Ties of a greedy row go to the lowest id, as in ``transformers``.
+    Ties of a greedy row go to the lowest id, as in ``transformers``. Sets ``logprob`` of the samplers that want it.
     """
-    logits = logits.float()
+    if all(sampler.plain for sampler in samplers):
+        return _ids(logits.argmax(dim=-1))
+    raw = logits
+    logits = raw.float()
+    penalized = [index for index, sampler in enumerate(samplers) if sampler.penalties is not None]
+    if penalized:
+        logits = logits.clone()
+        for index in penalized:
+            samplers[index].penalties.apply(logits[index])  # type: ignore[union-attr]
     chosen = logits.argmax(dim=-1)
-    sampled = [index for index, sampler in enumerate(samplers) if sampler.params.temperature > 0]
+    sampled = [index for index, sampler in enumerate(samplers) if not sampler.greedy]
     plain = [index for index in sampled if _unfiltered(samplers[index].params)]
     filtered = [index for index in sampled if not _unfiltered(samplers[index].params)]
     for rows, draw in ((plain, _draw_plain), (filtered, _draw_filtered)):
         if rows:
             chosen[rows] = draw(logits[rows], [samplers[index] for index in rows])
-    return [int(token) for token in chosen.tolist()]
+    tokens = _ids(chosen)
+    _set_logprobs(raw, samplers, tokens)
+    return tokens
+
+
+def _ids(chosen: torch.Tensor) -> list[int]:
+    tokens: list[int] = chosen.tolist()
+    return tokens
+
+
+def _set_logprobs(logits: torch.Tensor, samplers: Sequence[Sampler], tokens: Sequence[int]) -> None:
+    """Of the raw distribution: ``logits`` [B, V] as the model gave them."""
+    import torch
+
+    rows = [index for index, sampler in enumerate(samplers) if sampler.params.logprobs is not None]
+    if not rows:
+        return
+    logprobs = torch.log_softmax(logits[rows].float(), dim=-1)
+    ids = torch.tensor([[tokens[index]] for index in rows], device=logits.device)
+    own = logprobs.gather(-1, ids)[:, 0].tolist()
+    counts = [samplers[index].params.logprobs or 0 for index in rows]
+    top = logprobs.topk(min(max(counts), logprobs.shape[-1]), dim=-1)
+    best_ids, best = top.indices.tolist(), top.values.tolist()
+    for at, index in enumerate(rows):
+        samplers[index].logprob = TokenLogprob(
+            token_id=tokens[index],
+            logprob=own[at],
+            top=tuple(zip(best_ids[at], best[at], strict=True))[: counts[at]],
+        )
 
 
 def _unfiltered(params: SamplingParams) -> bool:

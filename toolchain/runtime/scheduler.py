@@ -7,6 +7,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from toolchain.core.errors import ToolchainError
@@ -14,20 +15,35 @@ from toolchain.runtime.batch import Batch
 from toolchain.runtime.model import Runner
 from toolchain.runtime.prefill import Prefill, group
 from toolchain.runtime.request import Request
+from toolchain.runtime.waiting import QueueLimits, WaitingQueue, timed_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What an engine has to do."""
+
+    running: int
+    """Requests that have a row, or whose prompt is being read."""
+    waiting: int
+    tokens: int
+    """Prompt tokens of those that wait."""
 
 
 class Scheduler:
     """Owns the model thread. Public methods may be called from any thread."""
 
-    def __init__(self, runner: Runner, *, max_batch_size: int, max_waiting: int) -> None:
+    def __init__(self, runner: Runner, *, max_batch_size: int, queue: QueueLimits) -> None:
+        self.flush: Callable[[], None] = _nothing
+        """Called on the model thread when some requests may have had chunks: after prompts, and after steps."""
         self._runner = runner
         self._max_batch_size = max_batch_size
-        self._max_waiting = max_waiting
-        self._waiting: deque[Request] = deque()
+        self._waiting = WaitingQueue(queue)
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._prefills: deque[Prefill] = deque()
         self._batches: list[Batch] = []
         """One batch for all requests; one per request for models whose caches cannot be merged."""
+        self._rows = 0
+        """Requests that run, for other threads, which must not walk through the lists of this one."""
         self._change = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
@@ -37,14 +53,13 @@ class Scheduler:
         """Queue a request. Raises ToolchainError when the queue is full or the engine is closed."""
         with self._change:
             self._refuse_closed()
-            if len(self._waiting) >= self._max_waiting:
-                raise ToolchainError(
-                    f"{len(self._waiting)} requests are waiting already, the most that this engine queues",
-                    hint="send again later",
-                    code="TC-505",
-                )
-            self._waiting.append(request)
+            self._waiting.add(request, free=self._max_batch_size - self._rows)
             self._change.notify()
+
+    def load(self) -> Load:
+        """How much runs and waits at this moment."""
+        with self._change:
+            return Load(running=self._rows, waiting=len(self._waiting), tokens=self._waiting.tokens)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run ``function`` on the model thread between two steps and return its result."""
@@ -80,7 +95,9 @@ class Scheduler:
                     self._turn()
                 except Exception as error:  # noqa: BLE001 - the thread must outlive any failure of a turn
                     self._fail_running(error)
+                self.flush()
         self._drain()
+        self.flush()
 
     def _wait(self) -> bool:
         """Sleep until there is work; False when the engine closes."""
@@ -97,7 +114,10 @@ class Scheduler:
         self._run_calls()
         self._cancel()
         self._admit()
-        self._prefill()
+        if self._prefills:
+            self._prefill()
+            # The first tokens do not wait for the step of the others.
+            self.flush()
         for batch in self._batches:
             self._step(batch)
         self._sweep()
@@ -112,12 +132,15 @@ class Scheduler:
                 future.set_exception(error)
 
     def _cancel(self) -> None:
+        """End what its sender gave up, and what took too long."""
         with self._change:
-            gone = [request for request in self._waiting if request.cancelled.is_set()]
-            for request in gone:
-                self._waiting.remove(request)
-        for request in gone + [request for request in self._running() if request.cancelled.is_set()]:
+            gone, late = self._waiting.cancelled(), self._waiting.overdue()
+        running = self._running()
+        for request in gone + [request for request in running if request.cancelled.is_set()]:
             request.finish("cancelled")
+        late += [(request, timed_out(request)) for request in running if request.overdue]
+        for request, error in late:
+            request.fail(error)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -128,12 +151,16 @@ class Scheduler:
             prefill.requests = [request for request in prefill.requests if not request.ended.is_set()]
         self._batches = [batch for batch in self._batches if batch.requests]
         self._prefills = deque(prefill for prefill in self._prefills if prefill.requests)
+        self._rows = len(self._running())
 
     def _admit(self) -> None:
         """Take waiting requests into the free rows, oldest first."""
         free = self._max_batch_size - len(self._running())
         with self._change:
-            taken = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+            taken = self._waiting.take(free)
+            self._rows = self._max_batch_size - free + len(taken)
+        for request in taken:
+            request.schedule()
         self._prefills.extend(group(self._runner, taken))
 
     def _prefill(self) -> None:
@@ -182,17 +209,21 @@ class Scheduler:
     def _fail_running(self, error: Exception) -> None:
         for request in self._running():
             request.fail(_failed("scheduling", error))
-        self._prefills, self._batches = deque(), []
+        self._prefills, self._batches, self._rows = deque(), [], 0
 
     def _drain(self) -> None:
         with self._change:
-            waiting, self._waiting = list(self._waiting), deque()
+            waiting = self._waiting.take(len(self._waiting))
             calls, self._calls = list(self._calls), deque()
         for request in waiting + self._running():
             request.fail(_closed())
         self._prefills, self._batches = deque(), []
         for _, future in calls:
             future.set_exception(_closed())
+
+
+def _nothing() -> None:
+    return None
 
 
 def _failed(doing: str, error: Exception) -> ToolchainError:

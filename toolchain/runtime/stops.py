@@ -15,18 +15,20 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.matched = False
-        """True once a stop string was seen; everything after it is dropped."""
+        self.matched: str | None = None
+        """The stop string that was seen; everything after it is dropped."""
 
     def push(self, text: str) -> str:
         """Text that may be emitted now."""
-        if self.matched:
+        if not self._stops:
+            return text
+        if self.matched is not None:
             return ""
         self._held += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.matched = True
-            emitted, self._held = self._held[: min(found)[1]], ""
+            _, at, self.matched = min(found)
+            emitted, self._held = self._held[:at], ""
             return emitted
         keep = self._possible_beginning()
         cut = len(self._held) - keep

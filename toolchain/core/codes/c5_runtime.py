@@ -15,8 +15,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-503": (
         "The prompt was refused",
-        "It must hold at least one token, leave room for one more below max_seq_len, and use ids of "
-        "the vocabulary.",
+        "It must hold at least one token, leave room below max_seq_len for one more and for max_tokens where that is "
+        "given, and use ids of the vocabulary.",
     ),
     "TC-504": (
         "The model failed while it generated",
@@ -53,6 +53,26 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-511": (
         "A message to the worker cannot be understood",
         "Messages are JSON objects, one per line; toolchain/runtime/README.md lists them.",
+    ),
+    "TC-512": (
+        "The request waited too long",
+        "It got no free row within --max-queue-s. Send again later, send fewer requests at a time, or run the engine "
+        "with a larger batch.",
+    ),
+    "TC-513": (
+        "The request's own timeout has passed",
+        "Its sender gave it a timeout (Triton's request parameter `timeout`, in microseconds) and it did not end "
+        "within it. Ask for fewer tokens, or give it longer.",
+    ),
+    "TC-514": (
+        "The engine process is not running",
+        "It ended and is being restarted, or the model is being unloaded. Send again; the server's log has its last "
+        "words.",
+    ),
+    "TC-515": (
+        "The request to the Triton model is not well-formed",
+        "The message names the field: a missing or repeated text_input, an unknown field, a number that is not "
+        "finite, a tensor with several elements where one is expected.",
     ),
     "TC-520": (
         "No text to evaluate on",

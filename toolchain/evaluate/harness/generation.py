@@ -8,7 +8,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.runtime.detokenize import special_ids
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.request import RequestHandle
-from toolchain.runtime.types import Chunk, SamplingParams
+from toolchain.runtime.types import DEFAULT_MAX_TOKENS, Chunk, SamplingParams
 
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names that tasks use for the longest answer, the first one given counts (``lm_eval.models.utils``)."""
@@ -21,7 +21,7 @@ class Generation:
         self, engine: LocalEngine, ids: list[int], params: SamplingParams, stop_ids: frozenset[int]
     ) -> None:
         self._engine = engine
-        self._room = engine.limits.max_seq_len - params.max_tokens
+        self._room = engine.limits.max_seq_len - (params.max_tokens or DEFAULT_MAX_TOKENS)
         self._ids = ids[-self._room :]
         self._params = params
         self._stop_ids = stop_ids

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -44,9 +45,9 @@ class EngineProcess:
     def start(self):
         """Start it and wait until it is ready. Raises EngineFailed with the end of its stderr."""
         process, stderr = self._spawn()
-        lines = _LineReader(process.stdout)
+        reader = _Reader(process.stdout, self._on_message, lambda: self._ended(process, stderr), self._log)
         try:
-            message = lines.get(time.monotonic() + self._ready_timeout_s)
+            message = reader.first(self._ready_timeout_s)
         except TimeoutError:
             _kill(process)
             raise EngineFailed(f"not ready within {self._ready_timeout_s:.0f} s") from None
@@ -61,7 +62,7 @@ class EngineProcess:
             if self._stopping:
                 _kill(process)
                 return
-        threading.Thread(target=self._read, args=(process, lines, stderr), daemon=True).start()
+        reader.go_on()
 
     def _spawn(self):
         environment = {key: os.environ[key] for key in os.environ if key not in ("PYTHONHOME", "PYTHONPATH")}
@@ -74,8 +75,6 @@ class EngineProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=environment,
-                encoding="utf-8",
-                errors="replace",
                 **own_group,
             )
         except OSError as error:
@@ -84,7 +83,7 @@ class EngineProcess:
 
     def send(self, message):
         """Write one message. Raises EngineFailed when the process is not there to read it."""
-        line = json.dumps(message) + "\n"
+        line = json.dumps(message).encode("ascii") + b"\n"
         with self._lock:
             if self._process is None:
                 raise EngineFailed(self._down_reason)
@@ -94,9 +93,7 @@ class EngineProcess:
             except (OSError, ValueError) as error:
                 raise EngineFailed(f"the engine process is gone: {error}") from error
 
-    def _read(self, process, lines, stderr):
-        while (message := lines.get(None)) is not None:
-            self._on_message(message)
+    def _ended(self, process, stderr):
         process.wait()
         with self._lock:
             self._process = None
@@ -139,7 +136,7 @@ class EngineProcess:
         if process is None:
             return
         with contextlib.suppress(OSError, ValueError):
-            process.stdin.write(json.dumps({"op": "shutdown"}) + "\n")
+            process.stdin.write(b'{"op": "shutdown"}\n')
             process.stdin.close()
         try:
             process.wait(STOP_GRACE_S)
@@ -152,43 +149,48 @@ def _kill(process):
     process.wait()
 
 
-class _LineReader:
-    """Messages from a pipe, in a thread, so that waiting for the first one can be bounded."""
+class _Reader:
+    """Messages from a pipe, handed on in the thread that reads them: the first to whoever waits for it, the others,
+    once that one was liked, to ``on_message``, and the end of the pipe to ``on_end``."""
 
-    def __init__(self, pipe):
+    def __init__(self, pipe, on_message, on_end, log):
         self._pipe = pipe
-        self._messages = collections.deque()
-        self._condition = threading.Condition()
-        self._ended = False
+        self._on_message = on_message
+        self._on_end = on_end
+        self._log = log
+        self._first = queue.SimpleQueue()
+        self._liked = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
+    def first(self, timeout_s):
+        """The first message, None when the pipe ends before. TimeoutError."""
+        try:
+            return self._first.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError from None
+
+    def go_on(self):
+        self._liked.set()
+
     def _run(self):
+        messages = self._messages()
+        self._first.put(next(messages, None))
+        self._liked.wait()
+        for message in messages:
+            try:
+                self._on_message(message)
+            except Exception as error:  # noqa: BLE001 - the answers of all other requests come through here
+                self._log(f"a message of the engine process could not be handled: {error!r}")
+        self._on_end()
+
+    def _messages(self):
         for line in self._pipe:
             try:
-                message = json.loads(line)
-            except json.JSONDecodeError:
+                yield json.loads(line)
+            except ValueError:
                 # Something in the engine's environment printed to stdout; that is no reason to stop serving.
-                print(f"[engine stdout] {line}", file=sys.stderr, end="", flush=True)
-                continue
-            with self._condition:
-                self._messages.append(message)
-                self._condition.notify()
-        with self._condition:
-            self._ended = True
-            self._condition.notify()
-
-    def get(self, deadline):
-        """The next message, None at the end of the pipe. TimeoutError at ``deadline`` (time.monotonic, or
-        None)."""
-        with self._condition:
-            while not self._messages:
-                if self._ended:
-                    return None
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError
-                self._condition.wait(left)
-            return self._messages.popleft()
+                text = line.decode("utf-8", errors="replace")
+                print(f"[engine stdout] {text}", file=sys.stderr, end="", flush=True)
 
 
 class _StderrTail:
@@ -200,7 +202,8 @@ class _StderrTail:
         self._thread.start()
 
     def _run(self, pipe):
-        for line in pipe:
+        for data in pipe:
+            line = data.decode("utf-8", errors="replace")
             self._lines.append(line)
             print(f"[engine] {line}", file=sys.stderr, end="", flush=True)
 

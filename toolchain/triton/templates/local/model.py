@@ -9,26 +9,19 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass, field
 
 import triton_python_backend_utils as pb_utils
 from engine_process import EngineFailed, EngineProcess
-from helpers import Answer, BadRequest, GenerateRequest, error_response, read_request, text_response
+from helpers import Answer, BadRequest, error_response, read_request, text_response
+from metrics import Metrics
+from open_request import OpenRequest, engine_message
 
-NEUTRAL = {"best_of": 1, "frequency_penalty": 0.0, "presence_penalty": 0.0}
-"""Sampling parameters of the contract that this engine does not have, and the value that asks for nothing."""
-
-
-@dataclass
-class Open:
-    """A request that the engine process is working on."""
-
-    request: GenerateRequest
-    answer: Answer
-    arrival_ns: int
-    first_ns: int = 0
-    pieces: list = field(default_factory=list)
-    cancelling: bool = False
+CANCELLATION_CHECKS = 32
+"""Requests that are asked in one period whether their client has gone; each costs a message to the server (60 us)."""
+OVERDUE_S = 1.0
+"""How much later than the engine process this model ends a request whose timeout has passed."""
+LIMITS = ("max_waiting", "max_waiting_tokens", "max_queue_s")
+"""Keys of served.json that are options of the engine process, where they are given."""
 
 
 def read_served():
@@ -61,9 +54,12 @@ class TritonPythonModel:
         self._open = {}
         self._lock = threading.Lock()
         self._next_id = 0
+        self._waiting = 0
         self._finalizing = threading.Event()
+        labels = {"model": args.get("model_name", ""), "version": args.get("model_version", "")}
+        self._metrics = Metrics(labels, self._load)
         self._engine = EngineProcess(
-            [python, "-m", "toolchain.runtime.worker", engine_dir],
+            [python, "-m", "toolchain.runtime.worker", engine_dir, *_limit_options(served)],
             ready_timeout_s=float(served.get("ready_timeout_s", 1800)),
             on_message=self._on_message,
             on_death=self._on_death,
@@ -72,9 +68,10 @@ class TritonPythonModel:
         try:
             self._engine.start()
         except EngineFailed as error:
+            self._metrics.close()
             raise pb_utils.TritonModelException(f"the engine {engine_dir} did not start: {error}") from error
         self._period_s = float(served.get("cancellation_check_period_ms", 100)) / 1000.0
-        threading.Thread(target=self._watch_cancellations, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def execute(self, requests):
         for request in requests:
@@ -82,23 +79,22 @@ class TritonPythonModel:
             try:
                 self._forward(read_request(request), answer)
             except BadRequest as error:
-                answer.last(error_response(str(error), "invalid_argument"))
+                self._end(answer, str(error), "invalid_argument")
             except EngineFailed as error:
-                answer.last(error_response(str(error), "unavailable"))
+                self._end(answer, f"TC-514: {error}", "unavailable")
         return None
 
     def _forward(self, request, answer):
         if request.stop:
             self._stop(request.request_id, answer)
             return
-        params = _engine_params(request)
+        message = engine_message(request, self._engine.ready.get("max_prompt_bytes"))
         with self._lock:
             self._next_id += 1
             number = self._next_id
-            self._open[number] = Open(request=request, answer=answer, arrival_ns=time.time_ns())
-        message = {"op": "generate", "id": number, "text_input": request.text_input, "params": params}
+            self._open[number] = OpenRequest(request, answer)
         try:
-            self._engine.send(message)
+            self._engine.send({**message, "id": number})
         except EngineFailed:
             # Whoever takes it out of the table answers it: this call, or on_death in the reader thread.
             if self._take(number) is not None:
@@ -113,47 +109,65 @@ class TritonPythonModel:
         answer.last(text_response(""))
 
     def _on_message(self, message):
-        number = message.get("id")
-        if message.get("op") == "error":
-            entry = self._take(number)
-            if entry is not None:
-                response = error_response(message.get("message", ""), message.get("kind", "internal"))
-                entry.answer.last(response)
-        elif message.get("op") == "chunk":
-            self._on_chunk(number, message)
+        """``chunks``: what the engine has to say after one step, about all requests in it; or a single ``error``."""
+        now = time.time_ns()
+        self._waiting = message.get("waiting", self._waiting)
+        for item in message.get("chunks") or [message]:
+            if item.get("op") == "error":
+                entry = self._take(item.get("id"))
+                if entry is not None:
+                    self._end(entry.answer, item.get("message", ""), item.get("kind", "internal"))
+            elif "text" in item:
+                self._on_chunk(item, now)
 
-    def _on_chunk(self, number, message):
-        reason = message.get("finish_reason")
+    def _on_chunk(self, chunk, now):
+        number, reason = chunk["id"], chunk.get("finish_reason")
         with self._lock:
             entry = self._open.pop(number, None) if reason else self._open.get(number)
         if entry is None:
             return
-        if message["token_ids"] and not entry.first_ns:
-            entry.first_ns = time.time_ns()
+        entry.take(chunk, now, self._metrics)
         if reason == "cancelled":
-            entry.answer.last(error_response("the request was cancelled", "cancelled"))
-        elif not entry.request.streaming:
-            entry.pieces.append(message["text"])
-            if reason:
-                entry.answer.last(text_response("".join(entry.pieces), **_extras(entry, reason)))
+            self._end(entry.answer, "the request was cancelled", "cancelled")
         elif reason:
-            entry.answer.last(text_response(message["text"], **_extras(entry, reason)))
-        elif message["text"]:
+            self._metrics.count("toolchain_requests_total", outcome=reason)
+            entry.answer.last(text_response(chunk["text"], **entry.last_outputs(chunk)))
+        elif chunk["text"]:
             # A token can end inside a UTF-8 character: its text comes with a later one.
-            entry.answer.piece(text_response(message["text"]))
+            entry.answer.piece(text_response(chunk["text"], **entry.outputs(chunk)))
 
     def _on_death(self, reason):
-        with self._lock:
-            entries, self._open = list(self._open.values()), {}
-        for entry in entries:
-            response = error_response(f"{reason} while it worked on this request", "unavailable")
-            entry.answer.last(response)
+        self._metrics.count("toolchain_engine_restarts_total")
+        self._fail_open(f"{reason} while it worked on this request")
 
-    def _watch_cancellations(self):
+    def _fail_open(self, message):
+        with self._lock:
+            entries, self._open, self._waiting = list(self._open.values()), {}, 0
+        for entry in entries:
+            self._end(entry.answer, f"TC-514: {message}", "unavailable")
+
+    def _end(self, answer, message, kind):
+        """Answer with an error."""
+        self._metrics.count("toolchain_requests_total", outcome=kind)
+        answer.last(error_response(message, kind))
+
+    def _watch(self):
+        """Find clients that have gone, in turns, and requests that the engine process should have ended."""
+        turn = 0
         while not self._finalizing.wait(self._period_s):
-            for number, entry in self._snapshot():
+            entries = self._snapshot()
+            for number, entry in entries:
+                if entry.overdue(OVERDUE_S) and self._take(number) is not None:
+                    self._cancel(number, entry)
+                    text = (
+                        f"TC-513: the request did not end within its timeout of {entry.request.timeout_s:g} s"
+                    )
+                    self._end(entry.answer, text, "cancelled")
+            turn = turn if turn < len(entries) else 0
+            for number, entry in entries[turn : turn + CANCELLATION_CHECKS]:
                 if not entry.cancelling and entry.answer.is_cancelled():
                     self._cancel(number, entry)
+            turn += CANCELLATION_CHECKS
 
     def _cancel(self, number, entry):
         entry.cancelling = True
@@ -161,6 +175,12 @@ class TritonPythonModel:
             self._engine.send({"op": "cancel", "id": number})
         except EngineFailed as error:
             pb_utils.Logger.log_warn(f"request {number} could not be cancelled: {error}")
+
+    def _load(self):
+        """(running, waiting): the engine process says with its chunks how many wait."""
+        with self._lock:
+            waiting = min(self._waiting, len(self._open))
+            return len(self._open) - waiting, waiting
 
     def _snapshot(self):
         with self._lock:
@@ -173,27 +193,14 @@ class TritonPythonModel:
     def finalize(self):
         self._finalizing.set()
         self._engine.stop()
-        self._on_death("the model was unloaded")
+        self._fail_open("the model was unloaded")
+        self._metrics.close()
 
 
-def _engine_params(request):
-    """``params`` for the engine process; BadRequest for what it cannot do."""
-    params = dict(request.params)
-    for name, neutral in NEUTRAL.items():
-        if params.pop(name, neutral) != neutral:
-            raise BadRequest(f"sampling_param_{name} is not supported by target local; leave it out")
-    for name in ("return_cumulative_logprob", "return_stop_reason"):
-        if getattr(request, name):
-            raise BadRequest(f"{name} is not supported by target local")
-    params.pop("return_perf_metrics", None)
-    return params
-
-
-def _extras(entry, reason):
-    extra = {"finish_reason": reason} if entry.request.return_finish_reason else {}
-    if entry.request.params.get("return_perf_metrics"):
-        now = time.time_ns()
-        extra["arrival_time_ns"] = entry.arrival_ns
-        extra["first_token_time_ns"] = entry.first_ns or now
-        extra["last_token_time_ns"] = now
-    return extra
+def _limit_options(served):
+    """Command line of the engine process for the limits that served.json names."""
+    options = []
+    for name in LIMITS:
+        if served.get(name) is not None:
+            options += [f"--{name.replace('_', '-')}", str(served[name])]
+    return options

@@ -12,14 +12,27 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-INTEGERS = ("max_tokens", "top_k", "best_of", "seed")
-FLOATS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
-BOOLEANS = ("ignore_eos", "exclude_input_from_output", "return_perf_metrics")
-FLAGS = ("streaming", "return_finish_reason", "return_stop_reason", "return_cumulative_logprob", "stop")
+INTEGERS = ("max_tokens", "top_k", "best_of", "seed", "logprobs")
+FLOATS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+BOOLEANS = ("ignore_eos", "exclude_input_from_output", "return_perf_metrics", "add_special_tokens")
+FLAGS = (
+    "streaming",
+    "return_finish_reason",
+    "return_stop_reason",
+    "return_cumulative_logprob",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+    "stop",
+)
+KINDS = {int: "iu", float: "fiu", bool: "b"}
+"""Python type -> ``kind`` of the numpy dtypes that hold its values."""
 
 
 class BadRequest(Exception):
     """The client's mistake: answered with INVALID_ARG (HTTP 400)."""
+
+    def __init__(self, message, code="TC-515"):
+        super().__init__(f"{code}: {message}")
 
 
 @dataclass
@@ -33,14 +46,18 @@ class GenerateRequest:
     return_finish_reason: bool = False
     return_stop_reason: bool = False
     return_cumulative_logprob: bool = False
+    return_num_input_tokens: bool = False
+    return_num_output_tokens: bool = False
     stop: bool = False
     """Not a generation, but the wish to end the one with the same request id."""
+    timeout_s: float | None = None
+    """The time that the client gives the whole request, in seconds."""
     params: dict = field(default_factory=dict)
 
 
 def read_request(request):
     """GenerateRequest of a pb_utils.InferenceRequest; raises BadRequest."""
-    _refuse_unknown_parameters(request)
+    timeout_s = _read_parameters(request)
     values = {name: _scalar(request, name, bool) for name in FLAGS}
     flags = {name: value for name, value in values.items() if value is not None}
     if flags.get("stop"):
@@ -58,12 +75,20 @@ def read_request(request):
                 params[name] = value
     stop_strings = _strings(request, "sampling_param_stop")
     if stop_strings is not None:
+        if not all(stop_strings):
+            raise BadRequest("sampling_param_stop holds an empty string: expected text, or leave it out")
         params["stop"] = stop_strings
-    return GenerateRequest(request_id=request.request_id(), text_input=prompts[0], params=params, **flags)
+    return GenerateRequest(
+        request_id=request.request_id(), text_input=prompts[0], params=params, timeout_s=timeout_s, **flags
+    )
 
 
-def _refuse_unknown_parameters(request):
-    """/generate turns JSON keys that are no input into request parameters instead of refusing them."""
+def _read_parameters(request):
+    """The timeout in seconds or None; BadRequest for parameters that mean nothing here.
+
+    /generate turns JSON keys that are no input into request parameters instead of refusing them, the timeout too;
+    a gRPC request has a field for it.
+    """
     known = (
         "id",
         "sequence_id",
@@ -81,6 +106,12 @@ def _refuse_unknown_parameters(request):
             f"unknown request fields: {', '.join(unknown)}; sampling parameters are called "
             "sampling_param_max_tokens, sampling_param_temperature, ..."
         )
+    microseconds = given.get("timeout") or request.timeout()
+    if not microseconds:
+        return None
+    if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
+        raise BadRequest(f"timeout is {microseconds!r}: expected a number of microseconds")
+    return microseconds / 1e6
 
 
 def _scalar(request, name, kind):
@@ -90,6 +121,8 @@ def _scalar(request, name, kind):
     array = tensor.as_numpy()
     if array.size != 1:
         raise BadRequest(f"{name} has {array.size} elements: expected one")
+    if array.dtype.kind not in KINDS[kind]:
+        raise BadRequest(f"{name} is of type {array.dtype}: expected {kind.__name__}")
     value = kind(array.reshape(-1)[0])
     if kind is float and not np.isfinite(value):
         raise BadRequest(f"{name} is {value}: expected a finite number")
@@ -101,6 +134,10 @@ def _strings(request, name):
     if tensor is None:
         return None
     items = tensor.as_numpy().reshape(-1)
+    if not items.size:
+        raise BadRequest(f"{name} is empty: expected at least one string")
+    if items.dtype.kind not in "OSU":
+        raise BadRequest(f"{name} is of type {items.dtype}: expected text")
     try:
         return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
     except UnicodeDecodeError as error:
@@ -108,11 +145,11 @@ def _strings(request, name):
 
 
 def text_response(text, **extra):
-    """InferenceResponse with ``text_output`` and further outputs: name -> str, int or float."""
-    tensors = [_string_tensor("text_output", text)]
+    """InferenceResponse with ``text_output`` and further outputs: name -> str, list of str, int or float."""
+    tensors = [_string_tensor("text_output", [text])]
     for name, value in extra.items():
-        if isinstance(value, str):
-            tensors.append(_string_tensor(name, value))
+        if isinstance(value, str | list):
+            tensors.append(_string_tensor(name, [value] if isinstance(value, str) else value))
         elif isinstance(value, float):
             tensors.append(pb_utils.Tensor(name, np.array([value], dtype=np.float32)))
         else:
@@ -121,8 +158,10 @@ def text_response(text, **extra):
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _string_tensor(name, text):
-    return pb_utils.Tensor(name, np.array([text.encode("utf-8")], dtype=np.object_))
+def _string_tensor(name, texts):
+    array = np.empty(len(texts), dtype=np.object_)
+    array[:] = [text.encode("utf-8", errors="replace") for text in texts]
+    return pb_utils.Tensor(name, array)
 
 
 def error_response(message, kind="internal"):

@@ -1,21 +1,59 @@
-"""The optional outputs of the tensorrt_llm model, read from TensorRT-LLM's CompletionOutput."""
+"""The optional outputs of the tensorrt_llm model, read from TensorRT-LLM's RequestOutput and CompletionOutput."""
+
+import json
 
 PERF_TIMES = ("arrival_time", "first_scheduled_time", "first_token_time", "last_token_time")
 
 
-def requested_outputs(completion, request):
-    """Output name -> value of what ``request`` asked for, of a finished CompletionOutput."""
-    extra = {}
+def requested_outputs(output, request):
+    """Output name -> value of what ``request`` asked for, of a finished RequestOutput."""
+    completion, extra = output.outputs[0], {}
     if request.return_finish_reason:
         extra["finish_reason"] = str(completion.finish_reason)
     if request.return_stop_reason:
-        extra["stop_reason"] = str(completion.stop_reason)
+        # Stop string, id of the end token, or nothing: then the answer ended for another reason.
+        reason = completion.stop_reason
+        extra["stop_reason"] = "" if reason is None else str(reason)
     if request.return_cumulative_logprob:
         extra["cumulative_logprob"] = float(completion.cumulative_logprob or 0.0)
+    if request.return_num_input_tokens:
+        extra["num_input_tokens"] = len(output.prompt_token_ids)
+    if request.return_num_output_tokens:
+        extra["num_output_tokens"] = len(completion.token_ids)
     metrics = getattr(completion, "request_perf_metrics", None)
     if metrics is not None:
         extra.update(_perf(metrics))
     return extra
+
+
+def logprobs_from(completion, start, count, tokenizer):
+    """The ``logprobs`` of the tokens from number ``start`` on, one JSON object each, with ``count`` alternatives.
+
+    ``completion.logprobs`` has for each token a dict of token id -> Logprob: the ``count`` best tokens, and the
+    chosen one wherever it stands; or its log probability alone.
+    """
+    lines = []
+    for token_id, item in zip(
+        completion.token_ids[start:], (completion.logprobs or [])[start:], strict=False
+    ):
+        values = {token_id: item} if isinstance(item, float) else {key: item[key].logprob for key in item}
+        best = sorted(values, key=values.get, reverse=True)[:count]
+        entry = _token(token_id, values[token_id], tokenizer)
+        lines.append(json.dumps({**entry, "top": [_token(key, values[key], tokenizer) for key in best]}))
+    return lines
+
+
+def _token(token_id, logprob, tokenizer):
+    text = tokenizer.decode([token_id])
+    whole = "\N{REPLACEMENT CHARACTER}" not in text
+    # JSON has no -inf; OpenAI's API writes this number for it.
+    logprob = max(float(logprob), -9999.0)
+    return {
+        "token_id": int(token_id),
+        "token": text,
+        "bytes": list(text.encode("utf-8")) if whole else None,
+        "logprob": logprob,
+    }
 
 
 def _perf(metrics):

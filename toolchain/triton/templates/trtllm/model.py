@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import triton_python_backend_utils as pb_utils
 import yaml
 from helpers import Answer, BadRequest, GenerateRequest, error_response, read_request, text_response
-from llm_outputs import requested_outputs
+from llm_outputs import logprobs_from, requested_outputs
 
 MPI_JOB_PREFIXES = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_MCA_orte_", "ORTE_", "PMIX_", "PMI_")
 """A server started by mpirun hands these on; LLM() starts an MPI job of its own, which they would confuse."""
@@ -128,7 +128,11 @@ class TritonPythonModel:
     async def _generate(self, request, answer):
         """Drive one generation; every way out puts a last response into the outbox."""
         try:
-            params = self._sampling_params(**request.params)
+            params = dict(request.params)
+            if request.return_cumulative_logprob:
+                # Without log probabilities the LLM adds up none.
+                params.setdefault("logprobs", 1)
+            params = self._sampling_params(**params)
             result = self._llm.generate_async(request.text_input, params, streaming=request.streaming)
         except (TypeError, ValueError) as error:
             self._outbox.put((answer.last, error_response(str(error), "invalid_argument")))
@@ -144,16 +148,23 @@ class TritonPythonModel:
 
     async def _forward(self, running):
         """Send the pieces; the last response is returned."""
-        sent = 0
+        sent = told = 0
+        request = running.request
         async for output in running.result:
             completion = output.outputs[0]
-            # ``text`` is all text so far.
-            piece = completion.text[sent:]
+            # ``text`` is all text so far, ``token_ids`` and ``logprobs`` hold all tokens.
+            piece, extra = completion.text[sent:], {}
+            if not output.finished and not (request.streaming and piece):
+                continue
+            if "logprobs" in request.params:
+                extra["logprobs"] = logprobs_from(
+                    completion, told, request.params["logprobs"], self._llm.tokenizer
+                )
+                told = len(completion.token_ids)
             if output.finished:
-                return text_response(piece, **requested_outputs(completion, running.request))
-            if running.request.streaming and piece:
-                sent += len(piece)
-                self._outbox.put((running.answer.piece, text_response(piece)))
+                return text_response(piece, **extra, **requested_outputs(output, request))
+            sent += len(piece)
+            self._outbox.put((running.answer.piece, text_response(piece, **extra)))
         return error_response("the LLM ended the answer without finishing it")
 
     def _finish(self, running, response):
