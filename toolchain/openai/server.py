@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from toolchain.core.errors import UsageError
 from toolchain.openai.keys import refuse_exposed
+from toolchain.openai.running import POLL_S, Running
 from toolchain.openai.settings import Bounds, ServedModel
+from toolchain.openai.texts import Texts
+
+BACKLOG = 2048
 
 
 class OpenAiServer:
@@ -42,33 +49,61 @@ class OpenAiServer:
         self._wanted_port = port
         self._api_keys = tuple(api_keys)
         self._bounds = bounds or Bounds()
+        self._texts = {name: Texts(served) for name, served in self._models.items()}
+        self._running: Running | None = None
+
+    @property
+    def port(self) -> int:
+        return self._wanted_port if self._running is None else self._running.port
 
     @property
     def url(self) -> str:
         """``http://host:port``; clients add ``/v1``."""
-        raise NotImplementedError
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def start(self) -> Self:
         """Listen. Raises UsageError TC-624 for a port in use, ToolchainError TC-645 when it does not come up."""
-        raise NotImplementedError
+        listening = _listen(self.host, self._wanted_port)
+        self._running = Running(
+            self._grpc_url, self._models, self._texts, listening, self._api_keys, self._bounds
+        )
+        self._running.start()
+        return self
 
     def fail_requests(self, model: str, reason: str) -> int:
         """End the running requests of ``model`` (its name in Triton) at once with ``reason``; how many they were.
 
         New requests are taken as before: the model answers them itself.
         """
-        raise NotImplementedError
+        return 0 if self._running is None else self._running.fail(model, reason)
 
     def drain(self, timeout_s: float) -> int:
         """Answer new requests with 503, let running ones end, then stop; how many had to be cut after ``timeout_s``.
 
         Call it before Triton gets its SIGTERM: answers that run come through Triton.
         """
-        raise NotImplementedError
+        running = self._running
+        if running is None:
+            return 0
+        running.refuse_new()
+        deadline = time.monotonic() + timeout_s
+        while running.in_flight and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        cut = running.in_flight
+        self.stop()
+        return cut
 
     def stop(self) -> None:
         """End at once: running requests get an error. Does nothing when it has stopped already."""
-        raise NotImplementedError
+        running, self._running = self._running, None
+        if running is None:
+            return
+        self._wanted_port = running.port
+        running.refuse_new()
+        running.stop()
+        for texts in self._texts.values():
+            texts.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -77,3 +112,21 @@ class OpenAiServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a port in use is told before anything starts."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise UsageError(
+            f"the OpenAI endpoint cannot listen on {host} port {port}: {error.strerror or error}",
+            hint="choose another port, or 0 for any free one",
+            code="TC-624",
+        ) from error
+    return listening

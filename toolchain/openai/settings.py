@@ -57,6 +57,10 @@ class Bounds:
     """From one piece of a streamed answer to the next, after the first one."""
     probe_timeout_s: float = 5.0
     """The inference behind ``/health/ready``."""
+    body_timeout_s: float = 30.0
+    """From the head of a request to the end of its body."""
     max_body_bytes: int = 8 * 1024**2
+    max_in_flight: int = 1024
+    """Requests for completions at a time; more get 429 at once. The model has a queue of its own behind it."""
     max_choices: int = 128
     """Prompts times ``n`` of one request: each is a request to the model."""
