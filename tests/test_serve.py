@@ -154,10 +154,8 @@ def test_performance_times_are_in_order(server: TritonServer) -> None:
         ({"text_input": "a", "sampling_param_max_tokens": 0}, "max_tokens 0"),
         ({"text_input": "a", "sampling_param_top_p": 1.5}, "top_p 1.5"),
         ({"text_input": "a", "sampling_param_best_of": 2}, "best_of is not supported"),
-        (
-            {"text_input": "a", "return_cumulative_logprob": True},
-            "return_cumulative_logprob is not supported",
-        ),
+        ({"text_input": "a", "sampling_param_logprobs": 21}, "logprobs 21"),
+        ({"text_input": "a", "sampling_param_max_tokens": 512}, "max_tokens 512 and the 1 tokens of the prompt"),
         ({"text_input": "a" * 2000}, "max_seq_len"),
         ({"text_input": "a", "stop": True}, "needs the id"),
     ],
