@@ -22,4 +22,40 @@ CODES: dict[str, tuple[str, str]] = {
         "A file is no result of toolchain bench",
         "Results are the JSON files in ENGINE/bench, of schema version 1 or 2.",
     ),
+    "TC-707": (
+        "The process of the load generator ended",
+        "It sends the load apart from everything else. The message has its last words; often memory ran out.",
+    ),
+    "TC-708": (
+        "A trace of requests cannot be read",
+        'JSON lines with "input_length" or "prompt", "output_length" and, for its times, "timestamp" in milliseconds; '
+        "or a CSV with TIMESTAMP,ContextTokens,GeneratedTokens. The message names the line.",
+    ),
+    "TC-710": (
+        "aiperf cannot be asked for this",
+        "It speaks HTTP only, and is given lengths and a number of requests here. Without --engine aiperf everything "
+        "is measured.",
+    ),
+    "TC-711": (
+        "aiperf is not installed, or is another release",
+        "`make aiperf` puts the release of requirements-aiperf.lock into an environment of its own (1.2 GB).",
+    ),
+    "TC-712": (
+        "The files of aiperf are not what is expected",
+        "Each finding says what is not there, has another unit, or contradicts another figure. Nothing was read as zero.",
+    ),
+    "TC-713": (
+        "aiperf failed",
+        "Its own words are in the message. Check that the server answers at the address, and raise --timeout for long "
+        "answers.",
+    ),
+    "TC-714": (
+        "No result to compare",
+        "Give result files of `toolchain bench`, a directory of them, an engine, or several with commas.",
+    ),
+    "TC-715": (
+        "Results that do not compare",
+        "Each finding says what differs: lengths, loads, model, machine, failed requests. Measure both alike, or pass "
+        "--force to compare all the same.",
+    ),
 }
