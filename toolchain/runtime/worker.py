@@ -17,6 +17,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.protocol import NO_REQUEST, error_message
 from toolchain.runtime.service import Service, Writer
+from toolchain.runtime.threads import limit_threads
 from toolchain.runtime.waiting import QueueLimits
 
 
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the parent waits for ready or failed, it reads no traceback
         writer.send({"op": "failed", "message": f"{type(error).__name__}: {error}"})
         return 1
+    limit_threads(engine.model)
     with engine:
         Service(engine, writer).serve(sys.stdin.buffer)
     return 0
