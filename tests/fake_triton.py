@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-FILES = ("model", "helpers", "engine_process", "open_request", "metrics", "llm_outputs")
+FILES = ("model", "helpers", "engine_process", "open_request", "metrics", "senders", "llm_outputs")
 
 
 class TritonModelException(Exception):

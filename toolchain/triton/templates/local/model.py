@@ -15,6 +15,7 @@ from engine_process import EngineFailed, EngineProcess
 from helpers import Answer, BadRequest, error_response, read_request, text_response
 from metrics import Metrics
 from open_request import OpenRequest, engine_message
+from senders import Senders
 
 CANCELLATION_CHECKS = 32
 """Requests that are asked in one period whether their client has gone; each costs a message to the server (60 us)."""
@@ -58,6 +59,7 @@ class TritonPythonModel:
         self._finalizing = threading.Event()
         labels = {"model": args.get("model_name", ""), "version": args.get("model_version", "")}
         self._metrics = Metrics(labels, self._load)
+        self._senders = Senders(self._on_item, pb_utils.Logger.log_error)
         self._engine = EngineProcess(
             [python, "-m", "toolchain.runtime.worker", engine_dir, *_limit_options(served)],
             ready_timeout_s=float(served.get("ready_timeout_s", 1800)),
@@ -110,31 +112,33 @@ class TritonPythonModel:
 
     def _on_message(self, message):
         """``chunks``: what the engine has to say after one step, about all requests in it; or a single ``error``."""
-        now = time.time_ns()
         self._waiting = message.get("waiting", self._waiting)
-        for item in message.get("chunks") or [message]:
-            if item.get("op") == "error":
-                entry = self._take(item.get("id"))
-                if entry is not None:
-                    self._end(entry.answer, item.get("message", ""), item.get("kind", "internal"))
-            elif "text" in item:
-                self._on_chunk(item, now)
+        now = time.time_ns()
+        items = message.get("chunks") or [message]
+        for item in items:
+            item["now"] = now
+        self._senders.send([item for item in items if "id" in item])
 
-    def _on_chunk(self, chunk, now):
-        number, reason = chunk["id"], chunk.get("finish_reason")
+    def _on_item(self, item):
+        """One chunk or error."""
+        number, reason = item["id"], item.get("finish_reason")
+        error = item.get("op") == "error"
         with self._lock:
-            entry = self._open.pop(number, None) if reason else self._open.get(number)
+            entry = self._open.pop(number, None) if reason or error else self._open.get(number)
         if entry is None:
             return
-        entry.take(chunk, now, self._metrics)
+        if error:
+            self._end(entry.answer, item.get("message", ""), item.get("kind", "internal"))
+            return
+        entry.take(item, item["now"], self._metrics)
         if reason == "cancelled":
             self._end(entry.answer, "the request was cancelled", "cancelled")
         elif reason:
             self._metrics.count("toolchain_requests_total", outcome=reason)
-            entry.answer.last(text_response(chunk["text"], **entry.last_outputs(chunk)))
-        elif chunk["text"]:
+            entry.answer.last(text_response(item["text"], **entry.last_outputs(item)))
+        elif item["text"]:
             # A token can end inside a UTF-8 character: its text comes with a later one.
-            entry.answer.piece(text_response(chunk["text"], **entry.outputs(chunk)))
+            entry.answer.piece(text_response(item["text"], **entry.outputs(item)))
 
     def _on_death(self, reason):
         self._metrics.count("toolchain_engine_restarts_total")
@@ -194,6 +198,7 @@ class TritonPythonModel:
         self._finalizing.set()
         self._engine.stop()
         self._fail_open("the model was unloaded")
+        self._senders.close()
         self._metrics.close()
 
 
