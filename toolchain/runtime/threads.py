@@ -1,7 +1,7 @@
 """How many CPU threads an engine process computes with.
 
 A matmul of a small model is over before a second thread has begun, and threads that wait for work keep a core from the
-server and its clients: on 2 cores the demo engine gave 57 tokens/s with two threads beside other programs, 136 with one.
+server and its clients: on 2 cores the demo engine gave 57 tokens/s with two threads beside others, 136 with one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 SMALL_MATRIX = 2**17
-"""Elements. Up to 256 x 256 a second thread gained nothing at 1 and 8 rows, from 512 x 512 on it did (bfloat16, AVX-512,
-torch 2.13)."""
+"""Elements. Up to 256 x 256 a second thread gained nothing at 1 and 8 rows, from 512 x 512 on it did (bfloat16,
+AVX-512, torch 2.13)."""
 
 
 def limit_threads(model: Any) -> int:
