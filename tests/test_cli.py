@@ -36,7 +36,7 @@ WRITING = (
     "triton render",
     "triton install",
     "serve",
-    "bench",
+    "bench run",
     "deploy",
     "nim",
     "report",

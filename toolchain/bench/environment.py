@@ -12,7 +12,17 @@ from typing import Any
 
 from toolchain.bench.identity import describe_engine
 
-PACKAGES = ("toolchain", "torch", "transformers", "nvidia-modelopt", "tritonclient", "numpy", "tokenizers")
+PACKAGES = (
+    "toolchain",
+    "torch",
+    "transformers",
+    "nvidia-modelopt",
+    "tritonclient",
+    "grpcio",
+    "aiohttp",
+    "numpy",
+    "tokenizers",
+)
 
 
 def describe_environment(*, engine_dir: Path | None, server: dict[str, Any] | None) -> dict[str, Any]:

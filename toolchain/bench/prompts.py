@@ -60,10 +60,11 @@ def make_prompts(counter: TokenCounter, *, count: int, tokens: int, seed: int) -
     tokens shorter.
     """
     generator = random.Random(seed)
-    return [_prompt(counter, generator, tokens) for _ in range(count)]
+    return [make_prompt(counter, generator, tokens) for _ in range(count)]
 
 
-def _prompt(counter: TokenCounter, generator: random.Random, tokens: int) -> str:
+def make_prompt(counter: TokenCounter, generator: random.Random, tokens: int) -> str:
+    """One prompt of ``tokens`` tokens, or up to a few fewer."""
     words: list[str] = []
     while counter.count(" ".join(words)) < tokens:
         words += generator.choices(WORDS.split(), k=max(8, tokens // 2))

@@ -1,142 +1,248 @@
-"""``toolchain bench``: a running server under load at several concurrencies."""
+"""``toolchain bench``: something that answers requests, under load at several levels."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from toolchain.bench.address import find_target, parse_address
+from toolchain.bench.ceiling import Ceiling, judge
 from toolchain.bench.environment import describe_environment
-from toolchain.bench.load import Load, run_load
-from toolchain.bench.prompts import TokenCounter, make_prompts
-from toolchain.bench.records import Measured
+from toolchain.bench.gpu import GpuSampler, gpus_of
+from toolchain.bench.intervals import intervals
+from toolchain.bench.measure import Sent, send_repeat
+from toolchain.bench.process import Sender, start_sender
+from toolchain.bench.prompts import TokenCounter
+from toolchain.bench.records_file import write_records
+from toolchain.bench.settings import Settings
 from toolchain.bench.statistics import summary
-from toolchain.bench.types import BenchResult, Level, Settings
+from toolchain.bench.targets.base import TargetSpec
+from toolchain.bench.types import BenchResult, Level, Repeat
+from toolchain.bench.work import LevelLoad, Work
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.progress import Progress, Silent
 from toolchain.triton.contract import MODEL_NAME
 from toolchain.triton.server import TritonServer
 
-MIN_WARMUP_REQUESTS = 2
-REACH_TIMEOUT_S = 10.0
+PROTOCOLS = {
+    "triton-grpc": "gRPC streaming",
+    "triton-http": "HTTP generate_stream",
+    "openai": "OpenAI {endpoint}, streaming",
+    "inprocess": "the engine in this process",
+}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a benchmark has found so far."""
+
+    settings: Settings
+    spec: TargetSpec
+    work: Work
+    sender: Sender
+    counter: TokenCounter
+    sampler: GpuSampler
+    progress: Progress
+    gpus: int | None
+    watch_gpus: bool
+    sent: dict[int, list[Sent]] = field(default_factory=dict)
+    """Level -> its repeats."""
 
 
 def run_bench(
-    server: TritonServer | str,
+    server: TritonServer | Path | str,
     *,
     tokenizer_dir: Path,
-    concurrency: list[int] | tuple[int, ...] = (1, 4, 16),
-    requests: int = 32,
-    prompt_tokens: int = 64,
-    output_tokens: int = 32,
-    seed: int = 0,
-    timeout_s: float = 300.0,
-    ignore_eos: bool = True,
-    model: str = MODEL_NAME,
+    settings: Settings | None = None,
     engine_dir: Path | None = None,
+    model: str = "",
+    gpus: int | None = None,
+    records: Path | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Measure ``server`` (a running one, or host:port of a gRPC endpoint) at each concurrency.
+    """Measure ``server``: a running Triton, the address of a server, or (a Path) an engine, in this process.
 
-    ``tokenizer_dir``: engine or checkpoint directory. ``engine_dir``: whose manifest hash goes into the
-    result. Failed requests are counted in the result; ToolchainError when nothing at all succeeded or the
-    server is not there.
+    ``tokenizer_dir``: engine or checkpoint directory. ``engine_dir``: whose manifest hash goes into the result.
+    ``gpus``: what tokens/s per GPU divides by; None: found out. ``records``: JSON lines, one for each request.
+
+    Failed requests are counted in the result. Ctrl-C ends it with what was measured, marked as partial. Raises
+    UsageError for settings, addresses and traces that cannot be used, ToolchainError when nothing at all succeeded
+    (TC-704) or the server cannot be measured (TC-702).
     """
-    settings = Settings(
-        concurrency=tuple(concurrency),
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        seed=seed,
-        timeout_s=timeout_s,
-        ignore_eos=ignore_eos,
-    )
-    progress = progress or Silent()
-    url = grpc_address(server)
+    settings, progress = settings or Settings(), progress or Silent()
+    spec, local = target_of(server, settings, model)
     counter = TokenCounter(tokenizer_dir)
-    about_server = _reach(url, model)
-    levels = tuple(
-        _measure(url, index, model=model, settings=settings, counter=counter, progress=progress)
-        for index in range(len(settings.concurrency))
-    )
-    result = BenchResult(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        url=url,
-        model=model,
-        settings=settings,
-        environment=describe_environment(engine_dir=engine_dir, server=about_server),
-        levels=levels,
-    )
-    _refuse_all_failed(result)
-    return result
-
-
-def grpc_address(server: TritonServer | str) -> str:
-    """host:port. UsageError for the address of the HTTP endpoint, or what is no address at all."""
-    if isinstance(server, TritonServer):
-        return server.grpc_url
-    address = server.removeprefix("grpc://").rstrip("/")
-    host, _, port = address.rpartition(":")
-    if "//" in address or not host or not port.isdigit():
-        raise UsageError(
-            f"{server!r} is not the address of a gRPC endpoint; expected host:port",
-            hint="Triton's gRPC port is 8001 unless it was started with another",
-            code="TC-701",
+    work = Work(settings, counter)
+    with GpuSampler() as sampler, start_sender(spec) as sender:
+        for note in sender.about.notes:
+            progress.note(note)
+        run = Run(
+            settings=settings,
+            spec=spec,
+            work=work,
+            sender=sender,
+            counter=counter,
+            sampler=sampler,
+            progress=progress,
+            gpus=gpus if gpus is not None else gpus_of(engine_dir, seen=sampler.count if local else 0),
+            watch_gpus=local,
         )
-    return address
-
-
-def _measure(
-    url: str, index: int, *, model: str, settings: Settings, counter: TokenCounter, progress: Progress
-) -> Level:
-    """Warm up, then measure one concurrency. No two levels share a prompt."""
-    concurrency = settings.concurrency[index]
-    warmup = max(MIN_WARMUP_REQUESTS, concurrency)
-    prompts = make_prompts(
-        counter,
-        count=warmup + settings.requests,
-        tokens=int(settings.prompt_tokens),
-        seed=settings.seed * 1_000_003 + index,
+        interrupted = _measure(run)
+        levels = _levels(run, with_ceiling=settings.ceiling and not interrupted)
+    if records is not None:
+        write_records(records, run.sent, work.levels)
+    return BenchResult(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        url="" if spec.kind == "inprocess" else spec.url,
+        model=sender.about.model,
+        settings=replace(settings, target=spec.kind),
+        environment=describe_environment(engine_dir=engine_dir, server=_server(sender)),
+        levels=levels,
+        target=spec.kind,
+        gpus=run.gpus,
+        partial=interrupted,
+        token_counting=_counting(run),
+        load=_words(run),
     )
-    load = Load(url=url, model=model, concurrency=concurrency, settings=settings, counter=counter)
-    warm, _ = run_load(load, prompts[:warmup], progress, description=f"warm-up at {concurrency}")
-    records, duration_s = run_load(load, prompts[warmup:], progress, description=f"concurrency {concurrency}")
-    warmup_errors = sum(record.error is not None for record in warm)
-    start_s = min(record.started_s for record in records)
-    measured = Measured(records=records, start_s=start_s, end_s=start_s + duration_s)
-    figures = summary([measured], settings=settings, gpus=None)
-    return Level(concurrency=concurrency, warmup_errors=warmup_errors, **figures)
 
 
-def _reach(url: str, model: str) -> dict[str, Any]:
-    """Name and version of the server. ToolchainError when it is not there or does not have the model."""
-    from tritonclient import grpc
-    from tritonclient.utils import InferenceServerException
+def target_of(server: TritonServer | Path | str, settings: Settings, model: str) -> tuple[TargetSpec, bool]:
+    """What to connect to, and whether it runs on this machine. UsageError TC-701 for what does not go together."""
+    kind, local = settings.target, True
+    if isinstance(server, TritonServer):
+        kind = "triton-grpc" if kind == "auto" else kind
+        if kind not in ("triton-grpc", "triton-http"):
+            raise UsageError(f"target {kind} is not what a Triton server speaks", code="TC-701")
+        url = server.grpc_url if kind == "triton-grpc" else server.http_url
+    elif isinstance(server, Path):
+        if kind not in ("auto", "inprocess"):
+            raise UsageError(f"target {kind} needs a server, {server} is an engine", code="TC-701")
+        kind, url = "inprocess", str(server)
+    else:
+        address = parse_address(server)
+        kind = find_target(address, kind)
+        url, local = address.url(kind), address.local
+    name = model or (MODEL_NAME if kind.startswith("triton") else "")
+    spec = TargetSpec(
+        kind=kind,
+        url=url,
+        model=name,
+        endpoint=settings.endpoint,
+        seed=settings.seed,
+        ignore_eos=settings.ignore_eos,
+    )
+    return spec, local
 
-    client = grpc.InferenceServerClient(url)
+
+def _measure(run: Run) -> bool:
+    """Every level once, then all of them again: what changes with time changes all of them. True after Ctrl-C."""
+    levels = run.work.levels
     try:
-        about = client.get_server_metadata(client_timeout=REACH_TIMEOUT_S)
-        ready = client.is_model_ready(model, client_timeout=REACH_TIMEOUT_S)
-    except InferenceServerException as error:
-        raise ToolchainError(
-            f"no Triton server answers at {url}: {error.message()}",
-            hint="start one with `toolchain serve ENGINE`; the gRPC port is wanted, not the HTTP one",
-            code="TC-702",
-        ) from error
-    finally:
-        client.close()
-    if not ready:
-        raise ToolchainError(f"the server at {url} has no ready model {model!r}", code="TC-702")
-    return {"name": about.name, "version": about.version}
+        if (warm_up := run.work.warm_up()) is not None:
+            run.sender.run(warm_up, lambda: None)
+        for repeat in range(run.settings.repeats):
+            for index, level in enumerate(levels):
+                words = level.words
+                if run.settings.repeats > 1:
+                    words += f", repeat {repeat + 1} of {run.settings.repeats}"
+                load = run.work.load(level, index=index, repeat=repeat)
+                sent = send_repeat(
+                    run.sender, load, counter=run.counter, progress=run.progress, description=words
+                )
+                if not run.sent and sent.failed_entirely:
+                    raise _all_failed(sent)
+                run.sent.setdefault(index, []).append(sent)
+    except KeyboardInterrupt:
+        if not run.sent:
+            raise
+        run.progress.note("interrupted: what was measured so far is the result")
+        return True
+    return False
 
 
-def _refuse_all_failed(result: BenchResult) -> None:
-    if any(level.errors < level.requests for level in result.levels):
-        return
-    message, count = next(iter(asdict(result.levels[0])["error_messages"].items()))
-    raise ToolchainError(
-        f"every request failed ({result.errors} of {result.errors}); {count} times: {message}",
+def _all_failed(sent: Sent) -> ToolchainError:
+    messages = [record.error for record in sent.measured.counted]
+    most = max(set(messages), key=messages.count)
+    return ToolchainError(
+        f"every request failed ({len(messages)} of {len(messages)}); {messages.count(most)} times: {most}",
         hint="look into the server's log",
         code="TC-704",
+    )
+
+
+def _levels(run: Run, *, with_ceiling: bool) -> tuple[Level, ...]:
+    ceiling_possible = with_ceiling and run.spec.kind != "inprocess"
+    levels = run.work.levels
+    with contextlib.ExitStack() as stack:
+        ceiling = stack.enter_context(Ceiling(run.spec)) if ceiling_possible else None
+        return tuple(_level(run, levels[index], run.sent[index], ceiling) for index in sorted(run.sent))
+
+
+def _level(run: Run, load: LevelLoad, sent: Sequence[Sent], ceiling: Ceiling | None) -> Level:
+    repeats = tuple(
+        Repeat(
+            **summary([item.measured], settings=run.settings, gpus=run.gpus),
+            started=item.started,
+            gpu=_gpu(run, [item]),
+        )
+        for item in sent
+    )
+    level = Level(
+        **summary([item.measured for item in sent], settings=run.settings, gpus=run.gpus),
+        concurrency=load.concurrency,
+        rate=load.rate,
+        warmup_errors=sum(item.warmup_errors for item in sent),
+        repeats=repeats,
+        intervals=intervals(repeats),
+        gpu=_gpu(run, sent),
+    )
+    pace_ms = level.tpot_ms.p50 if level.tpot_ms else 0.0
+    bare = None
+    if ceiling is not None and pace_ms:
+        run.progress.note(f"{load.words}: what the load generator itself can do")
+        users = load.concurrency or max(1, level.outstanding_peak)
+        bare = ceiling.measure(sent[-1].load, users=users, pace_ms=pace_ms)
+    driven = [item.driven for item in sent]
+    found = judge(level, bare, driven, own_process=run.sender.own_process, pace_ms=pace_ms)
+    return replace(level, generator=found)
+
+
+def _gpu(run: Run, sent: Sequence[Sent]) -> Any:
+    if not run.watch_gpus:
+        return None
+    tokens = sum(item.measured.tokens_within() for item in sent)
+    return run.sampler.use([item.window for item in sent], tokens=tokens)
+
+
+def _server(sender: Sender) -> dict[str, Any]:
+    about = sender.about
+    return {"name": about.name, "version": about.version, "notes": list(about.notes)}
+
+
+def _counting(run: Run) -> str:
+    sent = [item for items in run.sent.values() for item in items]
+    good = sum(record.error is None for item in sent for record in item.measured.counted)
+    by_server = sum(item.counted_by_server for item in sent)
+    words = "engine tokenizer on the returned text, at most output_tokens each"
+    if not by_server:
+        return words
+    return (
+        "by the server"
+        if by_server == good
+        else f"by the server for {by_server} of {good} requests, else {words}"
+    )
+
+
+def _words(run: Run) -> str:
+    protocol = PROTOCOLS[run.spec.kind].format(endpoint=run.spec.endpoint)
+    if run.work.replays:
+        return f"open loop, times of a trace, {protocol}"
+    return (
+        f"open loop, {run.settings.arrival}, {protocol}"
+        if run.settings.open_loop
+        else f"closed loop, {protocol}"
     )

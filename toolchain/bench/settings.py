@@ -21,7 +21,7 @@ class Settings:
     """One of TARGETS, or auto: what the address turns out to be."""
     concurrency: tuple[int, ...] = (1, 4, 16)
     """Closed loop: so many users, each of which sends its next request when its last one has ended. Empty with
-    ``rate``."""
+    ``rate``, and to replay the times of a ``trace``."""
     rate: tuple[float, ...] = ()
     """Open loop: requests per second, sent on time whether or not others have been answered."""
     arrival: str = "poisson"
@@ -73,7 +73,8 @@ class Settings:
         return bool(self.rate)
 
     def _bad_load(self) -> Iterator[str]:
-        if not self.rate and (not self.concurrency or any(level < 1 for level in self.concurrency)):
+        empty = not self.rate and not self.concurrency and self.trace is None
+        if empty or any(level < 1 for level in self.concurrency):
             yield f"concurrency {list(self.concurrency)} (expected numbers >= 1)"
         if self.rate and self.concurrency:
             yield "both concurrency and rate (expected one of them; concurrency=() with a rate)"

@@ -69,6 +69,7 @@ def summary(repeats: Sequence[Measured], *, settings: Settings, gpus: int | None
     gaps = [later - sooner for record in good for sooner, later in pairwise(record.piece_s)]
     duration_s = math.fsum(repeat.duration_s for repeat in repeats)
     rate = _rate(math.fsum(repeat.tokens_within() for repeat in repeats), duration_s)
+    served = _rate(sum(repeat.ended_within() for repeat in repeats), duration_s)
     messages = Counter(record.error for record in records if record.error is not None)
     return {
         "requests": len(records),
@@ -82,17 +83,17 @@ def summary(repeats: Sequence[Measured], *, settings: Settings, gpus: int | None
         "prompt_tokens": sum(record.prompt_tokens for record in good),
         "output_tokens": sum(record.output_tokens for record in good),
         "output_tokens_per_s": rate,
-        "requests_per_s": _rate(sum(repeat.ended_within() for repeat in repeats), duration_s),
+        "requests_per_s": served,
         "user_tokens_per_s": distribution([1 / value for value in tpots if value > 0]),
         "output_tokens_per_s_per_gpu": rate / gpus if gpus else None,
-        "goodput": goodput(records, settings, duration_s),
+        "goodput": goodput(records, settings, served),
         "outstanding_peak": max((repeat.outstanding_peak for repeat in repeats), default=0),
         "held_back": sum(repeat.held_back for repeat in repeats),
     }
 
 
-def goodput(records: Sequence[Record], settings: Settings, duration_s: float) -> Goodput | None:
-    """None without objectives."""
+def goodput(records: Sequence[Record], settings: Settings, requests_per_s: float) -> Goodput | None:
+    """None without objectives. ``requests_per_s``: of successful requests, of which it is the share that met them."""
     ttft_slo_ms, itl_slo_ms = settings.ttft_slo_ms, settings.itl_slo_ms
     if ttft_slo_ms is None and itl_slo_ms is None:
         return None
@@ -102,7 +103,7 @@ def goodput(records: Sequence[Record], settings: Settings, duration_s: float) ->
         itl_slo_ms=itl_slo_ms,
         requests=met,
         share=met / len(records) if records else 0.0,
-        requests_per_s=_rate(met, duration_s),
+        requests_per_s=_rate(requests_per_s * met, sum(record.error is None for record in records)),
     )
 
 

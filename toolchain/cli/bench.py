@@ -1,4 +1,4 @@
-"""toolchain bench"""
+"""toolchain bench ENGINE|URL (run), toolchain bench compare A B"""
 
 from __future__ import annotations
 
@@ -10,29 +10,48 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import (
-    PATH,
-    dry_run_option,
-    engine_path,
-    force_option,
-    json_option,
-    seed_option,
-)
-from toolchain.cli.output import Terminal, emit, facts, table
+from toolchain.cli.bench_compare import command as compare
+from toolchain.cli.bench_options import load_options, make_settings, target_options
+from toolchain.cli.options import PATH, dry_run_option, engine_path, force_option, json_option, seed_option
+from toolchain.cli.output import Terminal, emit, facts
 from toolchain.core.errors import UsageError
 
 
-@click.command(name="bench")
-@click.argument("target", metavar="ENGINE|URL")
-@click.option("--concurrency", default="1,4,16", show_default=True, help="Requests at once, comma separated.")
-@click.option("--requests", type=int, default=32, show_default=True, help="Requests at each concurrency.")
-@click.option("--prompt-tokens", type=int, default=64, show_default=True)
-@click.option("--output-tokens", type=int, default=32, show_default=True)
+class RunByDefault(click.Group):
+    """``toolchain bench ENGINE`` is short for ``toolchain bench run ENGINE``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(name="bench", cls=RunByDefault)
+def command() -> None:
+    """Measure latency and throughput of a served engine, or compare two measurements.
+
+    \b
+    toolchain bench ENGINE                       start a server, measure it (the same as `bench run ENGINE`)
+    toolchain bench http://HOST:PORT ...         measure a running one: Triton, trtllm-serve, NIM, vLLM
+    toolchain bench ENGINE --target inprocess    the engine alone, without a server
+    toolchain bench compare A B                  is B slower than A, and is it more than chance?
+    """
+
+
+command.add_command(compare)
+
+
+@command.command(name="run")
+@click.argument("what", metavar="ENGINE|URL")
+@target_options
+@load_options
 @click.option(
-    "--timeout", type=float, default=300.0, show_default=True, help="Seconds that one request may take."
-)
-@click.option(
-    "--tokenizer", type=PATH, help="Engine or checkpoint that the server serves; needed with a URL."
+    "--engine",
+    "tool",
+    type=click.Choice(["toolchain", "aiperf"]),
+    default="toolchain",
+    show_default=True,
+    help="Which load generator measures. aiperf: `make aiperf` installs it in an environment of its own.",
 )
 @click.option(
     "--import",
@@ -41,75 +60,94 @@ from toolchain.core.errors import UsageError
     help="Measure nothing: take the --report_json file of trtllm-bench as the result of ENGINE.",
 )
 @click.option("--output", type=PATH, help="JSON file. Default: ENGINE/bench/<time>.json.")
+@click.option("--records", type=PATH, help="JSON lines: times of every request and response.")
 @seed_option
 @dry_run_option
 @force_option
 @json_option
 @click.pass_context
-def command(
+def run(
     ctx: click.Context,
-    target: str,
-    concurrency: str,
-    requests: int,
-    prompt_tokens: int,
-    output_tokens: int,
-    timeout: float,
-    tokenizer: Path | None,
+    what: str,
+    tool: str,
     report: Path | None,
     output: Path | None,
-    seed: int,
+    records: Path | None,
     dry_run: bool,
     force: bool,
     as_json: bool,
+    tokenizer: Path | None,
+    model: str,
+    gpus: int | None,
+    **options: Any,
 ) -> None:
-    """Measure a served engine over gRPC streaming: TTFT, ITL, end to end, tokens/s at several concurrencies.
+    """Measure a served engine: TTFT, ITL, end to end, tokens/s and goodput, closed or open loop.
 
-    With an ENGINE directory a server is started for the measurement; with host:port a running one is measured.
+    With an ENGINE directory a server is started for the measurement; with an address a running one is measured:
+    host:port, grpc://host:port or http://host:port. Ctrl-C keeps what was measured so far.
     """
     from toolchain.bench.results import write_result
-    from toolchain.bench.run import run_bench
-    from toolchain.bench.types import Settings
     from toolchain.core.files import refuse_file
 
-    settings = Settings(
-        concurrency=tuple(_numbers(concurrency)),
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        seed=seed,
-        timeout_s=timeout,
-    )
-    engine = _engine(target, tokenizer)
+    settings = make_settings(options)
+    engine = _engine(what, tokenizer)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     path = output or (engine / "bench" / f"{stamp}.json" if engine else None)
-    if path is not None:
-        refuse_file(path, force=force)
+    for file in (path, records):
+        if file is not None:
+            refuse_file(file, force=force)
     if report is not None:
         _import(report, engine, None if dry_run else path, as_json)
         return
     if dry_run:
-        rows = {"target": target, **asdict(settings), "output": path and str(path), "dry_run": True}
+        rows = {"what": what, **asdict(settings), "output": path and str(path), "dry_run": True}
         emit(rows, as_json, facts(rows.items()))
         return
+    common: dict[str, Any] = {"tokenizer_dir": tokenizer or engine, "engine_dir": engine or _named(tokenizer)}
+    common |= {"settings": settings, "model": model, "gpus": gpus, "progress": Terminal()}
     with contextlib.ExitStack() as stack:
-        server: Any = _start(engine, stack) if engine else target
-        result = run_bench(
-            server,
-            tokenizer_dir=tokenizer or engine or Path(target),
-            engine_dir=engine,
-            progress=Terminal(),
-            concurrency=settings.concurrency,
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            seed=seed,
-            timeout_s=timeout,
-        )
+        result = _measure(what, engine, stack, tool=tool, records=records, common=common)
     if path is not None:
         write_result(path, result)
-    emit(result.to_json(), as_json, _render(result) + (f"\n\nwritten to {path}" if path else ""))
+    _show(result, path, as_json)
+    if result.partial:
+        ctx.exit(130)
     if result.errors:
         ctx.exit(1)
+
+
+def _measure(
+    what: str,
+    engine: Path | None,
+    stack: contextlib.ExitStack,
+    *,
+    tool: str,
+    records: Path | None,
+    common: dict[str, Any],
+) -> Any:
+    """The result of our own generator, or of aiperf."""
+    from toolchain.bench.run import run_bench, target_of
+    from toolchain.cli.bench_server import start
+
+    settings = common["settings"]
+    if tool == "aiperf" and engine is not None and settings.target == "auto":
+        settings = common["settings"] = _over_http(settings)
+    server: Any = start(engine, settings.target, stack) if engine else what
+    if tool == "toolchain":
+        return run_bench(server, records=records, **common)
+    if records is not None:
+        raise UsageError("--records is of the toolchain's own load generator", code="TC-009")
+    from toolchain.bench.aiperf import run_aiperf
+
+    spec, _ = target_of(server, settings, common["model"])
+    return run_aiperf(url=spec.url, target=spec.kind, **{**common, "model": spec.model})
+
+
+def _over_http(settings: Any) -> Any:
+    """aiperf has no gRPC."""
+    from dataclasses import replace
+
+    return replace(settings, target="triton-http")
 
 
 def _import(report: Path, engine: Path | None, path: Path | None, as_json: bool) -> None:
@@ -125,23 +163,25 @@ def _import(report: Path, engine: Path | None, path: Path | None, as_json: bool)
         Terminal().note(str(warning))
     if path is not None:
         write_result(path, imported.result)
-    emit(
-        imported.result.to_json(),
-        as_json,
-        _render(imported.result) + (f"\n\nwritten to {path}" if path else ""),
-    )
+    _show(imported.result, path, as_json)
 
 
-def _engine(target: str, tokenizer: Path | None) -> Path | None:
-    """The engine directory that ``target`` names; None for the address of a server."""
+def _show(result: Any, path: Path | None, as_json: bool) -> None:
+    from toolchain.cli.bench_text import render
+
+    emit(result.to_json(), as_json, render(result) + (f"\n\nwritten to {path}" if path else ""))
+
+
+def _engine(what: str, tokenizer: Path | None) -> Path | None:
+    """The engine directory that ``what`` names; None for the address of a server."""
     from toolchain.triton.engine_dir import read_engine_dir
 
-    engine = engine_path(target)
+    engine = engine_path(what)
     if engine.is_dir():
         return read_engine_dir(engine).path
     if tokenizer is None:
         raise UsageError(
-            f"{target} is no engine directory; to measure a server by address, --tokenizer must name the engine it "
+            f"{what} is no engine directory; to measure a server by address, --tokenizer must name the engine it "
             "serves",
             hint="toolchain bench 127.0.0.1:8001 --tokenizer engines/mine",
             code="TC-009",
@@ -149,39 +189,6 @@ def _engine(target: str, tokenizer: Path | None) -> Path | None:
     return None
 
 
-def _start(engine: Path, stack: contextlib.ExitStack) -> Any:
-    from toolchain.triton.engine_dir import read_engine_dir
-    from toolchain.triton.freshness import refuse_stale_repository
-    from toolchain.triton.inflight_launch import refuse_here
-    from toolchain.triton.render import render_repository
-    from toolchain.triton.server import TritonServer
-
-    found = read_engine_dir(engine)
-    repository = Path("triton_repo") / found.name
-    if not repository.is_dir():
-        render_repository(engine, repository, allow_unfit=True)  # to measure is not to serve
-    refuse_stale_repository(found, repository)
-    if found.target == "tensorrt":
-        refuse_here(found, repository)
-    return stack.enter_context(TritonServer(repository, progress=Terminal()))
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--concurrency {text!r}: expected numbers such as 1,4,16", code="TC-009") from error
-
-
-def _render(result: Any) -> str:
-    rows = []
-    for level in result.levels:
-        cells: list[Any] = [level.concurrency, level.requests, level.errors]
-        for name in ("ttft_ms", "itl_ms", "e2e_ms"):
-            found = getattr(level, name)
-            cells += [f"{getattr(found, key):.1f}" if found else "-" for key in ("p50", "p90", "p99")]
-        rows.append([*cells, f"{level.output_tokens_per_s:.1f}", f"{level.requests_per_s:.2f}"])
-    heads = ["users", "requests", "errors"]
-    heads += [f"{name} {key}" for name in ("TTFT", "ITL", "E2E") for key in ("p50", "p90", "p99")]
-    note = "times in ms; ITL: gaps between successive responses with text"
-    return table([*heads, "tokens/s", "requests/s"], rows) + f"\n{note}"
+def _named(tokenizer: Path | None) -> Path | None:
+    """The engine of a running server, if --tokenizer names one and not just a checkpoint."""
+    return tokenizer if tokenizer is not None and (tokenizer / "engine.json").is_file() else None

@@ -1,0 +1,56 @@
+"""The local engine in this process: the runtime without a server and without a protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from toolchain.bench.targets.base import About, Piece, Request, RequestError, TargetSpec
+from toolchain.core.errors import ToolchainError
+
+
+class InProcess:
+    def __init__(self, spec: TargetSpec) -> None:
+        self._spec = spec
+        self._engine: Any = None
+
+    async def prepare(self) -> About:
+        from toolchain import __version__
+        from toolchain.runtime.engine import LocalEngine
+
+        self._engine = LocalEngine.load(self._spec.url)
+        return About(name="inprocess", version=__version__, model=self._engine.name)
+
+    async def send(self, request: Request) -> AsyncIterator[Piece]:
+        from toolchain.runtime.types import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=request.max_tokens, seed=self._spec.seed, ignore_eos=self._spec.ignore_eos
+        )
+        loop, arrived = asyncio.get_running_loop(), asyncio.Queue[tuple[float, Any]]()
+
+        def take(item: Any) -> None:  # on the model's thread: only the time is taken there
+            loop.call_soon_threadsafe(arrived.put_nowait, (time.perf_counter(), item))
+
+        try:
+            handle = self._engine.submit(request.prompt, params, take, on_error=take)
+        except ToolchainError as error:
+            raise RequestError(error.message) from error
+        tokens = 0
+        try:
+            while True:
+                received_s, item = await arrived.get()
+                if isinstance(item, ToolchainError):
+                    raise RequestError(item.message)
+                tokens += len(item.token_ids)
+                yield Piece(received_s, item.text, item.prompt_tokens, tokens)
+                if item.finish_reason is not None:
+                    return
+        finally:
+            handle.cancel()
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
