@@ -51,6 +51,7 @@ class InItsProcess:
     own_process = True
 
     def __init__(self, spec: TargetSpec) -> None:
+        self._busy = False
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "toolchain.bench.generator"],
@@ -74,6 +75,7 @@ class InItsProcess:
             raise
 
     def run(self, load: Load, on_ended: Callable[[], None]) -> Driven:
+        self._busy = True
         self._send({"load": load_to_json(load)})
         answers: list[Answer] = []
         while True:
@@ -83,6 +85,7 @@ class InItsProcess:
             elif "answer" in message:
                 answers.append(Answer(**message["answer"]))
             else:
+                self._busy = False
                 return Driven(**{**message["driven"], "answers": answers})
 
     def _send(self, value: dict[str, Any]) -> None:
@@ -113,7 +116,9 @@ class InItsProcess:
         )
 
     def close(self) -> None:
-        """End it; at once when it still sends."""
+        """End it; at once while it sends."""
+        if self._busy:
+            self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -131,8 +136,6 @@ class InItsProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._process.kill()
         self.close()
 
 

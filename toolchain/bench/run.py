@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from toolchain.bench.address import find_target, parse_address
 from toolchain.bench.ceiling import Ceiling, judge
+from toolchain.bench.connect import PROTOCOLS, target_of
 from toolchain.bench.environment import describe_environment
 from toolchain.bench.gpu import GpuSampler, gpus_of
 from toolchain.bench.intervals import intervals
@@ -23,17 +23,9 @@ from toolchain.bench.statistics import summary
 from toolchain.bench.targets.base import TargetSpec
 from toolchain.bench.types import BenchResult, Level, Repeat
 from toolchain.bench.work import LevelLoad, Work
-from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress, Silent
-from toolchain.triton.contract import MODEL_NAME
 from toolchain.triton.server import TritonServer
-
-PROTOCOLS = {
-    "triton-grpc": "gRPC streaming",
-    "triton-http": "HTTP generate_stream",
-    "openai": "OpenAI {endpoint}, streaming",
-    "inprocess": "the engine in this process",
-}
 
 
 @dataclass(kw_only=True)
@@ -92,7 +84,7 @@ def run_bench(
             watch_gpus=local,
         )
         interrupted = _measure(run)
-        levels = _levels(run, with_ceiling=settings.ceiling and not interrupted)
+        levels = _judged(run, with_ceiling=settings.ceiling and not interrupted)
     if records is not None:
         write_records(records, run.sent, work.levels)
     return BenchResult(
@@ -108,34 +100,6 @@ def run_bench(
         token_counting=_counting(run),
         load=_words(run),
     )
-
-
-def target_of(server: TritonServer | Path | str, settings: Settings, model: str) -> tuple[TargetSpec, bool]:
-    """What to connect to, and whether it runs on this machine. UsageError TC-701 for what does not go together."""
-    kind, local = settings.target, True
-    if isinstance(server, TritonServer):
-        kind = "triton-grpc" if kind == "auto" else kind
-        if kind not in ("triton-grpc", "triton-http"):
-            raise UsageError(f"target {kind} is not what a Triton server speaks", code="TC-701")
-        url = server.grpc_url if kind == "triton-grpc" else server.http_url
-    elif isinstance(server, Path):
-        if kind not in ("auto", "inprocess"):
-            raise UsageError(f"target {kind} needs a server, {server} is an engine", code="TC-701")
-        kind, url = "inprocess", str(server)
-    else:
-        address = parse_address(server)
-        kind = find_target(address, kind)
-        url, local = address.url(kind), address.local
-    name = model or (MODEL_NAME if kind.startswith("triton") else "")
-    spec = TargetSpec(
-        kind=kind,
-        url=url,
-        model=name,
-        endpoint=settings.endpoint,
-        seed=settings.seed,
-        ignore_eos=settings.ignore_eos,
-    )
-    return spec, local
 
 
 def _measure(run: Run) -> bool:
@@ -172,6 +136,15 @@ def _all_failed(sent: Sent) -> ToolchainError:
         hint="look into the server's log",
         code="TC-704",
     )
+
+
+def _judged(run: Run, *, with_ceiling: bool) -> tuple[Level, ...]:
+    """The levels; without the ceiling of the generator when Ctrl-C ends its measurement."""
+    try:
+        return _levels(run, with_ceiling=with_ceiling)
+    except KeyboardInterrupt:
+        run.progress.note("interrupted: the load generator's own ceiling was not measured")
+        return _levels(run, with_ceiling=False)
 
 
 def _levels(run: Run, *, with_ceiling: bool) -> tuple[Level, ...]:

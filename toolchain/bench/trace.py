@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Entry:
 
 
 def read_trace(path: Path, *, limit: int = 0) -> tuple[Entry, ...]:
-    """The first ``limit`` requests of ``path`` (0: all), in the order of their times.
+    """The requests in the first ``limit`` lines of ``path`` (0: all), in the order of their times.
 
     UsageError TC-708 with the line of what cannot be read. ``hash_ids`` (which prompts begin alike) are not replayed.
     """
@@ -49,9 +49,8 @@ def read_trace(path: Path, *, limit: int = 0) -> tuple[Entry, ...]:
             entries: list[Entry] = []
             for number, row in rows:
                 entries.append(_entry(row, path, number))
-                # Times may be out of order: all of them are needed to know which come first.
-                if limit and entries[0].at_s is None and len(entries) == limit:
-                    break
+                if len(entries) == limit:
+                    break  # published traces have millions of lines
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", code=CODE) from error
     if not entries:
@@ -69,7 +68,7 @@ def read_trace(path: Path, *, limit: int = 0) -> tuple[Entry, ...]:
             for entry in sorted(entries, key=lambda entry: entry.at_s or 0.0)
             if entry.at_s is not None
         ]
-    return tuple(entries[:limit] if limit else entries)
+    return tuple(entries)
 
 
 def _json_lines(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -142,8 +141,8 @@ def _time(row: dict[str, Any], path: Path, number: int) -> float | None:
             continue
         try:
             if unit is None:
-                # Seven digits of a second, more than datetime takes before 3.11 and more than are needed.
-                return datetime.fromisoformat(str(value)).timestamp()
+                date = datetime.fromisoformat(str(value))
+                return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
             seconds = float(str(value)) * unit
         except ValueError as error:
             raise _bad(

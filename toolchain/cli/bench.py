@@ -103,7 +103,7 @@ def run(
         rows = {"what": what, **asdict(settings), "output": path and str(path), "dry_run": True}
         emit(rows, as_json, facts(rows.items()))
         return
-    common: dict[str, Any] = {"tokenizer_dir": tokenizer or engine, "engine_dir": engine or _named(tokenizer)}
+    common: dict[str, Any] = {"tokenizer_dir": tokenizer or engine, "engine_dir": engine or tokenizer}
     common |= {"settings": settings, "model": model, "gpus": gpus, "progress": Terminal()}
     with contextlib.ExitStack() as stack:
         result = _measure(what, engine, stack, tool=tool, records=records, common=common)
@@ -126,7 +126,8 @@ def _measure(
     common: dict[str, Any],
 ) -> Any:
     """The result of our own generator, or of aiperf."""
-    from toolchain.bench.run import run_bench, target_of
+    from toolchain.bench.connect import target_of
+    from toolchain.bench.run import run_bench
     from toolchain.cli.bench_server import start
 
     settings = common["settings"]
@@ -187,8 +188,3 @@ def _engine(what: str, tokenizer: Path | None) -> Path | None:
             code="TC-009",
         )
     return None
-
-
-def _named(tokenizer: Path | None) -> Path | None:
-    """The engine of a running server, if --tokenizer names one and not just a checkpoint."""
-    return tokenizer if tokenizer is not None and (tokenizer / "engine.json").is_file() else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +20,7 @@ from toolchain.bench.targets.base import (
 from toolchain.bench.targets.triton import TYPES, TritonTarget
 
 REACH_TIMEOUT_S = 10.0
+FINAL_AFTER_ERROR_S = 0.5
 PACKED = {"INT32": "<i", "UINT64": "<Q", "BOOL": "<?"}
 OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
@@ -64,6 +67,7 @@ class TritonGrpc(TritonTarget):
             async for response in call:
                 received_s = time.perf_counter()
                 if response.error_message:
+                    await _ended(call)
                     raise RequestError(response.error_message)
                 yield _piece(received_s, response.infer_response)
         except grpc.aio.AioRpcError as error:
@@ -113,6 +117,15 @@ def _strings(raw: bytes) -> str:
         parts.append(raw[at + 4 : at + 4 + length])
         at += 4 + length
     return b"".join(parts).decode("utf-8", errors="replace")
+
+
+async def _ended(call: Any) -> None:
+    """Wait for the end of a stream after an error. A stream that is cancelled in the moment in which its request ends
+    can keep tritonserver 2.51 from ever unloading the model."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FINAL_AFTER_ERROR_S):
+            async for _ in call:
+                pass
 
 
 async def _once(message: Any) -> AsyncIterator[Any]:
