@@ -56,8 +56,9 @@ def failure(message: str) -> Any:
 
 class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
     """What a prompt begins with decides: ``error:TEXT`` is refused with TEXT, ``midway:TEXT`` after one piece,
-    ``silent`` never answers, ``stall`` stops after one piece, ``cut`` ends the stream, ``endless`` goes on until it is
-    stopped; any other prompt is answered word by word."""
+    ``once:TEXT`` the first time only, ``silent`` never answers, ``stall`` stops after one piece, ``cut`` ends the
+    stream, ``endless`` goes on until it is stopped, ``flood`` with much text, ``slow:TEXT`` takes its time; any
+    other prompt is answered word by word. A ``stop`` is answered as our models do: the request ends with an error."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -93,21 +94,23 @@ class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _play(self, request_id: str, inputs: dict[str, Any], stopped: threading.Event) -> Iterator[Any]:
         (prompt,) = inputs["text_input"]
         kind, _, rest = prompt.partition(":")
-        if kind == "error":
+        if kind == "error" or (kind == "once" and self.requests.count(inputs) == 1):
             yield failure(rest)
         elif kind == "midway":
             yield response(request_id, text_output="one ")
             yield failure(rest)
         elif kind == "silent":
             stopped.wait(30)
+            yield failure("the request was cancelled")
         elif kind == "stall":
             yield response(request_id, text_output="one ")
             stopped.wait(30)
+            yield failure("the request was cancelled")
         elif kind == "cut":
             yield response(request_id, text_output="one ")
-        elif kind == "endless":
+        elif kind in ("endless", "flood"):
             while not stopped.wait(0.001):
-                yield response(request_id, text_output="again " * 20)
+                yield response(request_id, text_output="again " * (20 if kind == "endless" else 20_000))
             yield failure("the request was cancelled")
         else:
             yield from self._words(request_id, inputs, prompt)
@@ -116,17 +119,14 @@ class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
         words = [f"{word} " for word in prompt.split()] or [" "]
         end = {"finish_reason": "stop", "num_input_tokens": len(prompt), "num_output_tokens": len(words)}
         if not inputs["streaming"]:
-            yield response(
-                request_id,
-                final=True,
-                text_output="".join(words),
-                **self._probabilities(inputs, words),
-                **end,
-            )
+            extra = self._probabilities(inputs, words) | end
+            yield response(request_id, final=True, text_output="".join(words), **extra)
             return
         for number, word in enumerate(words):
             last = number == len(words) - 1
             extra = self._probabilities(inputs, [word]) | (end if last else {})
+            if prompt.startswith("slow:"):
+                time.sleep(0.03)
             yield response(request_id, final=last, text_output=word, **extra)
 
     def _probabilities(self, inputs: dict[str, Any], words: list[str]) -> dict[str, Any]:

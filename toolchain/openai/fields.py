@@ -6,9 +6,10 @@ the rest of the context for chat), not those of generation_config.json: a reques
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_INT32 = 2**31 - 1
 MAX_TOP_LOGPROBS = 20
@@ -18,6 +19,9 @@ MAX_STOPS = 64
 Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Strict(BaseModel):
@@ -64,6 +68,23 @@ class ResponseFormat(BaseModel):
 
 class Sampling(Strict):
     """What both kinds of requests have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, document: Any) -> Any:
+        """JSON can write half of a surrogate pair, which is no character and no tokenizer takes."""
+        waiting = [document]
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, dict):
+                waiting += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                waiting += item
+            elif isinstance(item, str) and not item.isascii() and _HALF.search(item):
+                raise ValueError(
+                    "a text holds half of a surrogate pair (\\ud800 to \\udfff alone): no Unicode"
+                )
+        return document
 
     model: str
     temperature: float | None = Field(None, ge=0, le=2)

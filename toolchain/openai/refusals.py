@@ -79,6 +79,12 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     for error in errors:
         where = _where(error["loc"])
         problems.setdefault(where, _problem(error, where))
+    # Of a field with several types each has complained; the one that looked deepest is the one that was meant.
+    problems = {
+        where: problem
+        for where, problem in problems.items()
+        if not any(other.startswith(f"{where}.") for other in problems)
+    }
     shown = list(problems.items())[:SHOWN]
     text = "; ".join(f"{where}: {problem}" if where else problem for where, problem in shown)
     if len(problems) > SHOWN:
@@ -95,11 +101,11 @@ def _where(location: Sequence[Any]) -> str:
 
 def _problem(error: Any, where: str) -> str:
     if error["type"] != "extra_forbidden":
-        if not where:
+        if not where and error["type"] != "value_error":
             return "expected a JSON object with content-type application/json"
-        return str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ") + (
-            " expected" if str(error["msg"]).startswith("Input should be ") else ""
-        )
+        found = str(error["msg"]).removeprefix("Value error, ")
+        wanted = found.removeprefix("Input should be ")
+        return found if wanted == found else f"{wanted} expected"
     known = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
     if where in known:
         return "not a field of this endpoint"
