@@ -155,7 +155,10 @@ def test_performance_times_are_in_order(server: TritonServer) -> None:
         ({"text_input": "a", "sampling_param_top_p": 1.5}, "top_p 1.5"),
         ({"text_input": "a", "sampling_param_best_of": 2}, "best_of is not supported"),
         ({"text_input": "a", "sampling_param_logprobs": 21}, "logprobs 21"),
-        ({"text_input": "a", "sampling_param_max_tokens": 512}, "max_tokens 512 and the 1 tokens of the prompt"),
+        (
+            {"text_input": "a", "sampling_param_max_tokens": 512},
+            "max_tokens 512 and the 1 tokens of the prompt",
+        ),
         ({"text_input": "a" * 2000}, "max_seq_len"),
         ({"text_input": "a", "stop": True}, "needs the id"),
     ],
@@ -226,10 +229,13 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 SERVE = """
 import sys
 from pathlib import Path
-from toolchain.triton.serve import Ports, serve_engine
-def ready(server):
+from toolchain.triton.serve import Ports, ServeOptions, serve_engine
+def ready(serving):
+    server = serving.server
     print(server.process.pid, server.grpc_url, server._shm_prefix, flush=True)
-serve_engine(Path(sys.argv[1]), Path(sys.argv[2]), Ports(http=0, grpc=0, metrics=0), ready, log_file=Path(sys.argv[3]))
+ports = Ports(http=0, grpc=0, metrics=0, status=0)
+engine, repository, log = map(Path, sys.argv[1:])
+sys.exit(serve_engine(engine, repository, ports, ready, options=ServeOptions(log_file=log)))
 """
 
 

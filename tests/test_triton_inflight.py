@@ -211,7 +211,7 @@ def test_serving_is_refused_until_the_engine_fits_its_lock(tmp_path: Path) -> No
         engine = write_engine(tmp_path / f"e{built}", built=built)
         repository = render_repository(engine, tmp_path / f"r{built}")
         with pytest.raises(ToolchainError, match=said) as caught:
-            serve_engine(engine, repository, Ports(http=0, grpc=0, metrics=0), lambda server: None)
+            serve_engine(engine, repository, Ports(http=0, grpc=0, metrics=0, status=0), print)
         assert caught.value.code == code
     assert "tritonserver:25.12-trtllm-python-py3" in caught.value.hint
     assert f"--world_size 1 --model_repo {repository}" in caught.value.hint

@@ -50,13 +50,14 @@ class Piece:
 class GenerateClient:
     """One connection with one stream: requests one after the other. Use one client per concurrent request."""
 
-    def __init__(self, url: str, *, model: str = MODEL_NAME) -> None:
-        """``url``: host:port of the gRPC endpoint."""
+    def __init__(self, url: str, *, model: str = MODEL_NAME, version: str = "") -> None:
+        """``url``: host:port of the gRPC endpoint. ``version``: empty lets the server choose."""
         from tritonclient import grpc
 
         self._client = grpc.InferenceServerClient(url)
         self._url = url
         self._model = model
+        self._version = version
         self._answers: queue.Queue[tuple[float, Any, Any]] | None = None
 
     def __enter__(self) -> Self:
@@ -86,6 +87,7 @@ class GenerateClient:
         self._client.async_stream_infer(
             self._model,
             _tensors({"streaming": True, "return_finish_reason": True, **inputs, "text_input": text_input}),
+            model_version=self._version,
             request_id=request_id,
             enable_empty_final_response=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import UsageError
-from toolchain.triton.contract import INPUTS, OUTPUTS
+from toolchain.triton.contract import INPUTS, MODEL_NAME, OUTPUTS
 from toolchain.triton.engine_dir import EngineDir
 from toolchain.triton.served import CANCELLATION_CHECK_PERIOD_MS, QueueLimits, write_served
 from toolchain.triton.version_policy import DEFAULT, set_version_policy
 
 TEMPLATES = Path(__file__).parent / "templates"
+PROBED_INPUT = "sampling_param_max_tokens"
+"""By which a model with the tensors of ``contract.py`` is known."""
 HEADING = "# Rendered by `toolchain triton`"
 
 
@@ -112,6 +115,23 @@ def read_config(model_dir: Path) -> Any:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise UsageError(f"{path} cannot be read: {error}", code="TC-601") from error
+
+
+def model_names(repository: Path) -> tuple[str, ...]:
+    """The models of a repository by name: its directories, hidden ones left out."""
+    return tuple(
+        sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
+    )
+
+
+def text_models(repository: Path) -> tuple[str, ...]:
+    """The models whose tensors are those of ``contract.py``; ``tensorrt_llm`` when that can be read of none."""
+    found = []
+    for name in model_names(repository):
+        with contextlib.suppress(UsageError):
+            if any(item.name == PROBED_INPUT for item in read_config(repository / name).input):
+                found.append(name)
+    return tuple(found) or (MODEL_NAME,)
 
 
 def _model_config(name: str) -> Any:

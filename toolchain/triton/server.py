@@ -12,29 +12,30 @@ import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Literal, Self
 
 from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress, Silent
-from toolchain.triton.client import GenerateClient, RequestFailed
+from toolchain.triton.client import RequestFailed
 from toolchain.triton.install import require_server
+from toolchain.triton.model_dir import model_names, text_models
 from toolchain.triton.ports import check_free, choose_free
+from toolchain.triton.probes import probe_engine
 from toolchain.triton.sessions import end_session
+from toolchain.triton.stubs import find_stubs
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.1
+KILL_AFTER_S = 10.0
+"""How much longer than its own exit timeout a server may take to end."""
+WITHOUT_STUBS_S = 2.0
+"""tritonserver ends within a second after its last stub, unless a dead one left requests behind."""
+Ending = Literal["drained", "cut", "killed"]
 LOG_TAIL_LINES = 30
 LOG_WIDTH = 400
 LOG_NOISE = re.compile(r"[+|]|I\d{4} ")
 """Tables of options, and lines of level INFO."""
 SHM = Path("/dev/shm")
-
-
-def model_names(repository: Path) -> tuple[str, ...]:
-    """The models of a repository by name: its directories, hidden ones left out."""
-    return tuple(
-        sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
-    )
 
 
 class TritonServer:
@@ -110,7 +111,7 @@ class TritonServer:
         try:
             self._wait_until_it_answers()
         except BaseException:
-            self._kill()
+            self.kill()
             raise
         return self
 
@@ -166,12 +167,11 @@ class TritonServer:
         except requests.RequestException:
             return False
 
-    def probe(self, *, timeout_s: float) -> str:
-        """One token of text from the model; RequestFailed otherwise. Readiness alone says nothing about the
-        model."""
-        with GenerateClient(self.grpc_url) as client:
-            pieces = client.stream("probe", timeout_s=timeout_s, sampling_param_max_tokens=1)
-            return "".join(piece.text for piece in pieces)
+    def probe(self, *, timeout_s: float) -> None:
+        """One token of text from every model for text; RequestFailed otherwise. Readiness alone says nothing about
+        a model."""
+        for model in text_models(self.repository):
+            probe_engine(self.grpc_url, model, timeout_s=timeout_s)
 
     def check_running(self) -> None:
         """ToolchainError with the end of the log when the process has ended."""
@@ -202,24 +202,44 @@ class TritonServer:
 
         Raises ToolchainError when it had to be killed.
         """
-        if self.process is None:
-            return
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        clean = True
-        try:
-            self.process.wait(self._exit_timeout_s + 10)
-        except subprocess.TimeoutExpired:
-            clean = False
-        self._kill()
-        if not clean:
+        if self.end() == "killed":
             raise ToolchainError(
-                f"tritonserver did not stop within {self._exit_timeout_s + 10} s and was killed",
+                f"tritonserver did not stop within {self._exit_timeout_s + KILL_AFTER_S:g} s and was killed",
                 hint=f"see {self.log_file}",
                 code="TC-625",
             )
 
-    def _kill(self) -> None:
+    def end(self, timeout_s: float | None = None) -> Ending:
+        """Like ``stop``, and says how: ``drained`` (every running request ended), ``cut`` or ``killed``.
+
+        ``timeout_s``: less than its exit timeout, when part of that is used up.
+
+        Requests that a dead stub left behind keep tritonserver until its exit timeout, although nobody will answer
+        them; the models that still ran have been unloaded by then, and their stubs have ended.
+        """
+        process = self.process
+        if process is None:
+            return "drained"
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        allowed_s = self._exit_timeout_s if timeout_s is None else min(timeout_s, self._exit_timeout_s)
+        deadline = time.monotonic() + allowed_s + KILL_AFTER_S
+        stubs_seen = time.monotonic()
+        while process.poll() is None and time.monotonic() < deadline:
+            if find_stubs(process.pid):
+                stubs_seen = time.monotonic()
+            elif time.monotonic() - stubs_seen > WITHOUT_STUBS_S:
+                break
+            time.sleep(POLL_S)
+        unloaded = time.monotonic() - stubs_seen > 2 * POLL_S
+        ending: Ending = "drained" if process.poll() == 0 or unloaded else "cut"
+        if process.poll() is None and not unloaded:
+            ending = "killed"
+        self.kill()
+        return ending
+
+    def kill(self) -> None:
+        """End it at once, with all its processes and its shared memory. Nothing when it has ended."""
         process, self.process = self.process, None
         if process is None:
             return

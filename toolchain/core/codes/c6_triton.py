@@ -47,6 +47,17 @@ CODES: dict[str, tuple[str, str]] = {
         "This engine is served by NVIDIA's Triton with the TensorRT-LLM backend",
         "The command is shown. `toolchain serve` starts servers for targets local and trtllm only.",
     ),
+    "TC-630": (
+        "A model is down and could not be brought back",
+        "It was unloaded and loaded as often as --max-recoveries allows. The end of the log is shown. Exit status 4.",
+    ),
+    "TC-631": ("A model could not be loaded or unloaded", "What tritonserver said is shown; see its log."),
+    "TC-632": ("tritonserver ended by itself", "The end of its log is shown. Exit status 5: start it again."),
+    "TC-633": ("A server does not answer", "Its metrics or its repository index could not be read."),
+    "TC-634": (
+        "The directory of running servers cannot be trusted",
+        "Another user could write it. Remove it, or name another with TOOLCHAIN_RUNTIME_DIR.",
+    ),
     "TC-625": ("tritonserver did not stop cleanly", "It was killed; requests that still ran are lost."),
     "TC-641": (
         "The OpenAI endpoint does not serve this target",
