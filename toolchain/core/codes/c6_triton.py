@@ -70,4 +70,28 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-644": ("The chat template cannot be read", "Give a Jinja file as transformers' tokenizers have it."),
     "TC-645": ("The OpenAI endpoint did not start", "The reason is shown; choose another port or address."),
+    "TC-650": (
+        "A file or directory of the model repository cannot be read",
+        "Remove dangling links and directories that are no models: tritonserver refuses to start with them.",
+    ),
+    "TC-651": ("The model's code or settings cannot be used", "Line and column are given where there is one."),
+    "TC-652": (
+        "Version directories and version policy do not match",
+        "Versions are directories with plain numbers; the policy must load at least one that is there.",
+    ),
+    "TC-653": (
+        "The scheduler's settings contradict each other",
+        "See the named field: dynamic batching, priorities, sequences or the response cache.",
+    ),
+    "TC-654": ("A warm-up sample cannot run", "A model whose warm-up fails is not loaded. Correct the sample."),
+    "TC-655": (
+        "Responses of decoupled models would be mixed in an ensemble",
+        "All inputs of a step come from one side of a decoupled model.",
+    ),
+    "TC-656": ("The repository asks for more than its engine was built for", "Lower it, or build the engine for it."),
+    "TC-657": ("A real tritonserver does not serve the model", "What it said is shown."),
+    "TC-658": (
+        "A model was not checked on the real server",
+        "The server lacks its backend or devices, or no request can be made up for it.",
+    ),
 }  # fmt: skip
