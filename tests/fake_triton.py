@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-FILES = ("model", "helpers", "engine_process", "open_request", "metrics", "senders", "llm_outputs")
+FILES = ("model", "helpers", "engine_process", "instance_gpus", "open_request", "metrics", "senders", "llm_outputs")
 
 
 class TritonModelException(Exception):
@@ -120,9 +120,12 @@ class Metric:
 
 class MetricFamily:
     COUNTER, GAUGE, HISTOGRAM = range(3)
+    made: ClassVar[dict[str, MetricFamily]] = {}
+    """By name, the last one of each."""
 
     def __init__(self, name: str, description: str, kind: int) -> None:
         self.name, self.kind, self.metrics = name, kind, dict[tuple[tuple[str, str], ...], Metric]()
+        MetricFamily.made[name] = self
 
     def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:
         if (buckets is not None) != (self.kind == MetricFamily.HISTOGRAM):

@@ -11,65 +11,16 @@ from typing import Any
 
 import pytest
 
+from tests.worker_pipe import Pipe, copy_in_float32, entries_of
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.types import SamplingParams
 
 Tiny = Callable[[str], Path]
 
 
-class Pipe:
-    """A worker process and the messages that come out of it."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "toolchain.runtime.worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self._entries: list[dict[str, Any]] = []
-
-    def send(self, message: dict[str, Any] | bytes) -> None:
-        line = message if isinstance(message, bytes) else json.dumps(message).encode()
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + b"\n")
-        self.process.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        """The next message; those of one round one by one."""
-        assert self.process.stdout is not None
-        if not self._entries:
-            message: dict[str, Any] = json.loads(self.process.stdout.readline())
-            self._entries = entries_of(message)
-        return self._entries.pop(0)
-
-    def answer(self, identity: int) -> list[dict[str, Any]]:
-        """All messages of a request up to its end."""
-        messages = []
-        while True:
-            message = self.receive()
-            if message["id"] == identity:
-                messages.append(message)
-                if "finish_reason" in message or message.get("op") == "error":
-                    return messages
-
-
-def entries_of(message: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(message["chunks"]) if message["op"] == "chunks" else [message]
-
-
 @pytest.fixture(scope="module")
 def model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float32 copy: in bfloat16 the rounding of a crowded batch may tip a token."""
-    import shutil
-
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    directory = tmp_path_factory.mktemp("worker") / "model"
-    shutil.copytree(tiny("qwen3_moe"), directory)
-    AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).save_pretrained(directory)
-    return directory
+    return copy_in_float32(tiny("qwen3_moe"), tmp_path_factory.mktemp("worker") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -118,54 +69,86 @@ def test_cancel(worker: Pipe) -> None:
     assert worker.answer(7)[-1]["finish_reason"] == "cancelled"
 
 
-@pytest.mark.parametrize(
-    ("line", "identity", "said"),
-    [
-        (b"not json", -1, "not a JSON line"),
-        (b"\xff\xfe", -1, "not a JSON line"),
-        (b"[1, 2]", -1, "expected a JSON object"),
-        (b"[" * 100_000, -1, "not a JSON line"),
-        (b'{"op": "dance", "id": 3}', 3, "unknown op 'dance'"),
-        (b'{"op": "generate", "text_input": "x"}', -1, '"id"'),
-        (b'{"op": "generate", "id": "4", "text_input": "x"}', -1, '"id"'),
-        (b'{"op": "generate", "id": 4}', 4, "text_input"),
-        (b'{"op": "generate", "id": 4, "text_input": "x", "prompt": "y"}', 4, "unknown fields prompt"),
-        (b'{"op": "generate", "id": 4, "text_input": ""}', 4, "the prompt is empty"),
-        (b'{"op": "generate", "id": 4, "text_input": "x", "params": []}', 4, "to be an object"),
-        (
-            b'{"op": "generate", "id": 4, "text_input": "x", "params": {"beam": 2}}',
-            4,
-            "unknown parameter 'beam'",
-        ),
-        (b'{"op": "generate", "id": 4, "text_input": "x", "params": {"max_tokens": true}}', 4, "max_tokens"),
-        (b'{"op": "generate", "id": 4, "text_input": "x", "params": {"max_tokens": 0}}', 4, "max_tokens 0"),
-        (b'{"op": "generate", "id": 4, "text_input": "x", "params": {"temperature": NaN}}', 4, "temperature"),
-        (b'{"op": "generate", "id": 4, "text_input": "x", "params": {"stop": "a"}}', 4, "list of strings"),
-        (b'{"op": "generate", "id": 4, "text_input": "x", "params": {"seed": -1}}', 4, "seed"),
-    ],
-)
-def test_a_bad_message_is_answered_and_the_worker_goes_on(
-    worker: Pipe, line: bytes, identity: int, said: str
-) -> None:
-    worker.send(line)
-    message = worker.receive()
-    assert (message["op"], message["id"], message["kind"]) == ("error", identity, "invalid_argument")
-    assert said in message["message"]
-    worker.send({"op": "generate", "id": 9, "text_input": "x", "params": {"max_tokens": 1, "seed": None}})
-    assert worker.answer(9)[-1]["finish_reason"] == "length"
+def test_the_chunks_of_one_round_come_in_one_line(model: Path) -> None:
+    """And say what runs and what waits."""
+    pipe = Pipe(str(model), "--device", "cpu", "--max-batch-size", "2")
+    assert pipe.receive()["op"] == "ready"
+    params = {"max_tokens": 40, "ignore_eos": True}
+    for identity in range(3):
+        pipe.send({"op": "generate", "id": identity, "text_input": "abc", "params": params})
+    pipe.send({"op": "generate", "id": 9, "text_input": "abc", "params": {**params, "max_tokens": 1}})
+    lines: list[dict[str, Any]] = []
+    while sum("finish_reason" in entry for line in lines for entry in line["chunks"]) < 4:
+        assert pipe.process.stdout is not None
+        lines.append(json.loads(pipe.process.stdout.readline()))
+    pipe.process.kill()
+    pipe.process.communicate()
+    entries = [entry for line in lines for entry in line["chunks"]]
+    assert sum(len(entry["token_ids"]) for entry in entries) == 3 * 40 + 1
+    # Two rows: most steps have a chunk of each.
+    assert len(lines) < 0.75 * len(entries)
+    assert (2, 2) in {(line["running"], line["waiting"]) for line in lines}
+    assert (lines[-1]["running"], lines[-1]["waiting"]) == (0, 0)
+    assert max(line["running"] for line in lines) == 2
 
 
-def test_an_id_in_use_is_refused(worker: Pipe) -> None:
-    worker.send(
-        {"op": "generate", "id": 21, "text_input": "x", "params": {"max_tokens": 480, "ignore_eos": True}}
-    )
-    worker.send({"op": "generate", "id": 21, "text_input": "x"})
-    message = worker.receive()
-    while message.get("op") != "error":
-        message = worker.receive()
-    assert (message["id"], message["kind"]) == (21, "invalid_argument")
-    worker.send({"op": "cancel", "id": 21})
-    assert worker.answer(21)[-1]["finish_reason"] == "cancelled"
+def test_log_probabilities_and_the_end_of_an_answer(worker: Pipe, model: Path) -> None:
+    params = {"max_tokens": 6, "logprobs": 2, "ignore_eos": True, "repetition_penalty": 1.3}
+    worker.send({"op": "generate", "id": 31, "text_input": "né", "params": params})
+    entries = worker.answer(31)
+    with LocalEngine.load(model, device="cpu") as engine:
+        expected = engine.generate("né", SamplingParams(**params))
+        decode = engine.tokenizer.decode
+    found = [item for entry in entries for item in entry["logprobs"]]
+    assert [item["token_id"] for item in found] == list(expected.token_ids)
+    assert [item["logprob"] for item in found] == pytest.approx([item.logprob for item in expected.logprobs])
+    assert [[top["token_id"] for top in item["top"]] for item in found] == [
+        [token for token, _ in item.top] for item in expected.logprobs
+    ]
+    data = bytes(byte for item in found for byte in item["bytes"])
+    assert data.decode(errors="replace") == decode(expected.token_ids, skip_special_tokens=False)
+    assert entries[-1]["cumulative_logprob"] == pytest.approx(expected.cumulative_logprob)
+    assert entries[-1]["times_ns"] == sorted(entries[-1]["times_ns"])
+    assert "stop_reason" not in entries[-1]
+
+
+def test_without_stream_an_answer_is_one_chunk(worker: Pipe) -> None:
+    params = {"max_tokens": 20, "ignore_eos": True}
+    worker.send({"op": "generate", "id": 41, "text_input": "abc", "params": params})
+    streamed = worker.answer(41)
+    worker.send({"op": "generate", "id": 42, "text_input": "abc", "params": params, "stream": False})
+    (whole,) = worker.answer(42)
+    assert whole["text"] == "".join(entry["text"] for entry in streamed)
+    assert len(whole["token_ids"]) == 20
+
+
+def test_a_timeout_ends_the_request_as_cancelled(worker: Pipe) -> None:
+    message = {"op": "generate", "id": 61, "text_input": "abc", "timeout_s": 0.01}
+    worker.send({**message, "params": {"max_tokens": 480, "ignore_eos": True}})
+    error = worker.answer(61)[-1]
+    assert (error["op"], error["kind"]) == ("error", "cancelled")
+    assert error["message"].startswith("TC-513: the request did not end within its timeout of 0.01 s")
+
+
+def test_limits_of_the_queue_are_options(model: Path) -> None:
+    pipe = Pipe(str(model), "--device", "cpu", "--max-batch-size", "1", "--max-waiting", "0")
+    assert pipe.receive()["op"] == "ready"
+    params = {"max_tokens": 480, "ignore_eos": True}
+    pipe.send({"op": "generate", "id": 1, "text_input": "abc", "params": params})
+    assert pipe.receive()["id"] == 1
+    pipe.send({"op": "generate", "id": 2, "text_input": "abc"})
+    error = pipe.answer(2)[-1]
+    pipe.process.kill()
+    pipe.process.communicate()
+    assert (error["kind"], error["message"][:6]) == ("unavailable", "TC-505")
+
+
+@pytest.mark.parametrize("options", [["--max-waiting", "-1"], ["--max-queue-s", "nan"]])
+def test_impossible_limits_are_reported(model: Path, options: list[str]) -> None:
+    pipe = Pipe(str(model), *options)
+    output, _ = pipe.process.communicate(timeout=60)
+    message = json.loads(output)
+    assert message["op"] == "failed" and message["message"].startswith("TC-509")
 
 
 def test_shutdown_ends_the_process_cleanly(tiny: Tiny) -> None:

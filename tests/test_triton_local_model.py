@@ -12,42 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine_dirs import write_engine
-from tests.fake_triton import Request, TritonError, TritonModelException, rendered_model
-from toolchain.triton.render import render_repository
-
-ENGINE = """
-import json, sys
-log = open(sys.argv[1], "a", buffering=1)
-def say(**message):
-    print(json.dumps(message), flush=True)
-def token(number):
-    return dict(token_id=number, token="t", bytes=[116], logprob=-0.5, top=[])
-def chunk(number, text, count=1, **more):
-    return dict(id=number, text=text, token_ids=[1] * count, logprobs=[token(i) for i in range(count)], **more)
-def last(number, text, count=1, reason="stop"):
-    times = [1_000, 2_000, 3_000, 4_000]
-    return chunk(number, text, count, finish_reason=reason, prompt_tokens=3, stop_reason="!",
-                 cumulative_logprob=-1.5, times_ns=times)
-say(op="ready", model="m", max_batch_size=2, max_seq_len=8, max_prompt_bytes=100)
-for line in sys.stdin:
-    log.write(line)
-    message = json.loads(line)
-    number, text = message.get("id"), message.get("text_input")
-    if message["op"] == "cancel":
-        if text != "deaf":
-            say(op="chunks", chunks=[last(number, "", 0, "cancelled")], running=0, waiting=0)
-    elif message["op"] == "generate" and text == "refuse":
-        say(op="error", id=number, kind="invalid_argument", message="TC-503: not this one")
-    elif message["op"] == "generate" and text == "fail":
-        say(op="chunks", chunks=[dict(op="error", id=number, kind="internal", message="TC-504: out of memory")])
-    elif message["op"] == "generate" and message.get("stream") is False and text != "endless":
-        say(op="chunks", chunks=[last(number, "Hello", 3)], running=0, waiting=0)
-    elif message["op"] == "generate" and message.get("stream") is not False:
-        say(op="chunks", chunks=[chunk(number, "Hel", 2)], running=1, waiting=0)
-        if text not in ("endless", "deaf"):
-            say(op="chunks", chunks=[last(number, "lo")], running=0, waiting=0)
-"""
+from tests.fake_triton import MetricFamily, Request, TritonError, TritonModelException
+from tests.scripted_engine import loaded_model, ops
 
 
 @pytest.fixture
@@ -56,24 +22,9 @@ def heard(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path, heard: Path) -> Iterator[Any]:
-    (tmp_path / "engine.py").write_text(ENGINE)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path / "engine.py"} {heard} "$@"\n')
-    python.chmod(0o755)
-    engine = write_engine(tmp_path / "engine")
-    repository = render_repository(engine, tmp_path / "repo", python=str(python))
-    with rendered_model(repository / "tensorrt_llm" / "1") as module:
-        model = module.TritonPythonModel()
-        served = repository / "tensorrt_llm" / "1" / "served.json"
-        served.write_text(json.dumps({**json.loads(served.read_text()), "cancellation_check_period_ms": 5}))
-        model.initialize({})
-        yield model
-        model.finalize()
-
-
-def ops(heard: Path, op: str) -> list[dict[str, Any]]:
-    return [message for line in heard.read_text().splitlines() if (message := json.loads(line))["op"] == op]
+def model(tmp_path: Path) -> Iterator[Any]:
+    with loaded_model(tmp_path) as made:
+        yield made
 
 
 def test_only_given_parameters_are_passed_on(model: Any, heard: Path) -> None:
@@ -130,6 +81,90 @@ def test_unloading_answers_what_is_open(model: Any) -> None:
     model.finalize()
     (response,) = request.sender.collect()
     assert response.error.code == TritonError.UNAVAILABLE
+
+
+def test_limits_of_served_json_are_options_of_the_engine_process(
+    model: Any, heard: Path, tmp_path: Path
+) -> None:
+    (message,) = ops(heard, "started")
+    worker = ["-m", "toolchain.runtime.worker", str(tmp_path / "engine")]
+    assert message["arguments"] == [*worker, "--max-waiting", "7", "--max-queue-s", "2.5"]
+
+
+def test_an_error_within_a_round_ends_its_request(model: Any) -> None:
+    failing, fine = Request(text_input="fail"), Request(text_input="a")
+    model.execute([failing, fine])
+    (response,) = failing.sender.collect()
+    assert (response.error.code, response.error.message) == (
+        TritonError.INTERNAL,
+        "TC-504: out of memory",
+    )
+    assert fine.sender.collect()[0].text == "Hello"
+
+
+def test_a_timeout_is_kept_also_when_the_engine_does_not(
+    model: Any, heard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["model"], "OVERDUE_S", 0.05)
+    request = Request(text_input="deaf", timeout_us=50_000)
+    model.execute([request])
+    (response,) = request.sender.collect()
+    assert response.error.code == TritonError.CANCELLED
+    assert response.error.message == "TC-513: the request did not end within its timeout of 0.05 s"
+    assert len(ops(heard, "cancel")) == 1
+
+
+def test_stopping_an_unknown_request_is_answered_without_the_engine(model: Any, heard: Path) -> None:
+    request = Request(request_id="nobody", stop=True)
+    model.execute([request])
+    assert [response.text for response in request.sender.collect()] == [""]
+    assert [message["op"] for message in map(json.loads, heard.read_text().splitlines())] == ["started"]
+
+
+def test_many_streams_at_once_get_each_their_own_pieces_in_order(model: Any) -> None:
+    requests = [Request(text_input=f"request {index}", streaming=True) for index in range(200)]
+    model.execute(requests)
+    for request in requests:
+        assert [response.text for response in request.sender.collect()] == ["Hel", "lo"]
+
+
+def value(name: str, **labels: str) -> Any:
+    found = MetricFamily.made[name].metrics.get(
+        (("model", "tensorrt_llm"), ("version", "1"), *labels.items())
+    )
+    return None if found is None else found.value
+
+
+def test_metrics_count_what_happened(model: Any) -> None:
+    requests = [
+        Request(text_input="a", streaming=True),
+        Request(text_input="a"),
+        Request(text_input="refuse"),
+    ]
+    endless = Request(text_input="endless", streaming=True)
+    model.execute([*requests, Request(), endless])
+    for request in requests:
+        request.sender.collect()
+    deadline = time.monotonic() + 10
+    while value("toolchain_requests_total", outcome="invalid_argument") != 2 or not value(
+        "toolchain_time_to_first_token_seconds"
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert value("toolchain_requests_total", outcome="stop") == 2
+    assert value("toolchain_prompt_tokens_total") == 6
+    assert value("toolchain_generated_tokens_total") == 6
+    assert value("toolchain_requests_running") == 1 and value("toolchain_requests_waiting") == 0
+    assert len(value("toolchain_time_to_first_token_seconds")) == 2
+    # The streamed answer has 2 tokens, then 1 later; the other 3 tokens within 1 us.
+    assert value("toolchain_inter_token_latency_seconds_count") == 3
+    assert value("toolchain_inter_token_latency_seconds_bucket", le="+Inf") == 3
+    assert value("toolchain_inter_token_latency_seconds_bucket", le="0.001") >= 2
+    limits = [
+        labels[2][1] for labels in MetricFamily.made["toolchain_inter_token_latency_seconds_bucket"].metrics
+    ]
+    counts = [value("toolchain_inter_token_latency_seconds_bucket", le=limit) for limit in limits]
+    assert counts == sorted(counts)
 
 
 def test_moved_engine_is_named(model: Any, tmp_path: Path) -> None:

@@ -39,15 +39,25 @@ class FakeResult:
                 stop_reason="END",
                 cumulative_logprob=-1.5,
                 request_perf_metrics=None,
+                token_ids=list(range(2 * index + 2)),
+                logprobs=[logprobs_of(token) for token in range(2 * index + 2)],
             )
             if self.params.return_perf_metrics:
                 completion.request_perf_metrics = perf_metrics()
             if self.params.max_tokens == 13:
                 raise RuntimeError("CUDA out of memory")
-            yield SimpleNamespace(outputs=[completion], finished=last)
+            yield SimpleNamespace(outputs=[completion], finished=last, prompt_token_ids=[7, 8, 9])
 
     def abort(self) -> None:
         self.aborted = True
+
+
+def logprobs_of(token: int) -> dict[int, Any]:
+    """The two best tokens, and the chosen one behind them."""
+    values = {100: -0.25, 200: -1.0, token: -3.0}
+    return {
+        key: SimpleNamespace(logprob=value, rank=rank) for rank, (key, value) in enumerate(values.items(), 1)
+    }
 
 
 def perf_metrics() -> Any:
@@ -82,6 +92,7 @@ class FakeLLM:
         type(self).made = self
         self.arguments, self.calls, self.stopped = arguments, [], False
         self.visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self.tokenizer = SimpleNamespace(decode=lambda ids: "\ufffd" if ids == [200] else f"<{ids[0]}>")
 
     def generate_async(self, prompt: str, params: FakeSamplingParams, streaming: bool) -> FakeResult:
         asyncio.get_running_loop()  # the real one binds its queue to the running loop
@@ -163,6 +174,40 @@ def test_sampling_parameters_reach_the_llm(model: Any) -> None:
     prompt, params, streaming, _ = FakeLLM.made.calls[-1]
     assert (prompt, streaming) == ("Hi", False)
     assert params == {"max_tokens": 7, "temperature": 0.5, "seed": 3, "stop": ["a", "ß"], "ignore_eos": True}
+
+
+def test_inputs_that_the_llm_calls_the_same_are_passed_on(model: Any) -> None:
+    given = {"repetition_penalty": 1.5, "add_special_tokens": False, "logprobs": 3, "frequency_penalty": 0.5}
+    ask(model, text_input="Hi", **{f"sampling_param_{name}": value for name, value in given.items()})
+    assert FakeLLM.made.calls[-1][1] == given
+
+
+def test_log_probabilities_come_with_their_pieces(model: Any) -> None:
+    responses = ask(model, text_input="Hi", streaming=True, sampling_param_logprobs=2)
+    entries = [[json.loads(item) for item in response.outputs["logprobs"]] for response in responses]
+    assert [[entry["token_id"] for entry in part] for part in entries] == [[0, 1], [2, 3], [4, 5]]
+    assert entries[0][1] == {
+        "token_id": 1,
+        "token": "<1>",
+        "bytes": [60, 49, 62],
+        "logprob": -3.0,
+        "top": [
+            {"token_id": 100, "token": "<100>", "bytes": list(b"<100>"), "logprob": -0.25},
+            {"token_id": 200, "token": "\ufffd", "bytes": None, "logprob": -1.0},
+        ],
+    }
+    (whole,) = ask(model, text_input="Hi", sampling_param_logprobs=0)
+    assert [json.loads(item)["top"] for item in whole.outputs["logprobs"]] == [[]] * 6
+
+
+def test_token_counts(model: Any) -> None:
+    (response,) = ask(model, text_input="Hi", return_num_input_tokens=True, return_num_output_tokens=True)
+    assert (response.outputs["num_input_tokens"][0], response.outputs["num_output_tokens"][0]) == (3, 6)
+
+
+def test_a_cumulative_log_probability_makes_the_llm_compute_some(model: Any) -> None:
+    ask(model, text_input="Hi", return_cumulative_logprob=True)
+    assert FakeLLM.made.calls[-1][1] == {"logprobs": 1}
 
 
 def test_perf_metrics(model: Any) -> None:
