@@ -4,6 +4,7 @@ the real server is in test_serve.py; here is what cannot be brought about there 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -171,3 +172,21 @@ def test_moved_engine_is_named(model: Any, tmp_path: Path) -> None:
     (tmp_path / "engine").rename(tmp_path / "elsewhere")
     with pytest.raises(TritonModelException, match=r"engine does not exist.*run `toolchain triton` again"):
         type(model)().initialize({})
+
+
+@pytest.mark.parametrize(
+    ("lists", "instance", "expected"),
+    [("2;3", "tensorrt_llm_0_1", "3"), ("0,1;2, 3", "m_0_1", "2,3"), ("", "m_0_1", None)],
+)
+def test_instances_see_their_own_gpus(
+    model: Any, lists: str, instance: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    parameters = {"gpu_device_ids": {"string_value": lists}} if lists else {}
+    args = {"model_config": json.dumps({"parameters": parameters}), "model_instance_name": instance}
+    sys.modules["instance_gpus"].choose_gpus(args)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if lists:
+        with pytest.raises(TritonModelException, match="no entry for instance 2"):
+            sys.modules["instance_gpus"].choose_gpus({**args, "model_instance_name": "m_0_2"})

@@ -19,6 +19,7 @@ from toolchain.runtime.protocol import NO_REQUEST, error_message
 from toolchain.runtime.service import Service, Writer
 from toolchain.runtime.threads import limit_threads
 from toolchain.runtime.waiting import QueueLimits
+from toolchain.runtime.warmup import warm_up
 
 
 def claim_stdout() -> IO[bytes]:
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-waiting-tokens", type=int, default=None, help="prompt tokens of all waiting requests together"
     )
     parser.add_argument("--max-queue-s", type=float, default=None, help="longest wait of one request")
+    parser.add_argument("--warmup-requests", type=int, default=0, help="inferences before it is ready")
     options = parser.parse_args(arguments)
     writer = Writer(claim_stdout())
     # Ctrl-C reaches the whole process group; the parent decides how its requests end and then closes stdin.
@@ -59,13 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
             max_batch_size=options.max_batch_size,
             queue=_queue_limits(options),
         )
+        limit_threads(engine.model)
+        warm_up(engine, options.warmup_requests)
     except ToolchainError as error:
         writer.send({"op": "failed", "message": error_message(NO_REQUEST, error)["message"]})
         return 1
     except Exception as error:  # noqa: BLE001 - the parent waits for ready or failed, it reads no traceback
         writer.send({"op": "failed", "message": f"{type(error).__name__}: {error}"})
         return 1
-    limit_threads(engine.model)
     with engine:
         Service(engine, writer).serve(sys.stdin.buffer)
     return 0

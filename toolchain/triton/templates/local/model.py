@@ -13,6 +13,7 @@ import time
 import triton_python_backend_utils as pb_utils
 from engine_process import EngineFailed, EngineProcess
 from helpers import Answer, BadRequest, error_response, read_request, text_response
+from instance_gpus import choose_gpus
 from metrics import Metrics
 from open_request import OpenRequest, engine_message
 from senders import Senders
@@ -21,7 +22,7 @@ CANCELLATION_CHECKS = 32
 """Requests that are asked in one period whether their client has gone; each costs a message to the server (60 us)."""
 OVERDUE_S = 1.0
 """How much later than the engine process this model ends a request whose timeout has passed."""
-LIMITS = ("max_waiting", "max_waiting_tokens", "max_queue_s")
+OPTIONS = ("max_waiting", "max_waiting_tokens", "max_queue_s", "warmup_requests")
 """Keys of served.json that are options of the engine process, where they are given."""
 
 
@@ -52,16 +53,19 @@ class TritonPythonModel:
                     f"{path} does not exist; this repository was rendered for another place: "
                     "run `toolchain triton` again"
                 )
+        choose_gpus(args)
         self._open = {}
         self._lock = threading.Lock()
         self._next_id = 0
         self._waiting = 0
         self._finalizing = threading.Event()
         labels = {"model": args.get("model_name", ""), "version": args.get("model_version", "")}
+        if "model_instance_name" in args:  # each instance has an engine, and a gauge, of its own
+            labels["instance"] = args["model_instance_name"]
         self._metrics = Metrics(labels, self._load)
         self._senders = Senders(self._on_item, pb_utils.Logger.log_error)
         self._engine = EngineProcess(
-            [python, "-m", "toolchain.runtime.worker", engine_dir, *_limit_options(served)],
+            [python, "-m", "toolchain.runtime.worker", engine_dir, *_options(served)],
             ready_timeout_s=float(served.get("ready_timeout_s", 1800)),
             on_message=self._on_message,
             on_death=self._on_death,
@@ -202,10 +206,10 @@ class TritonPythonModel:
         self._metrics.close()
 
 
-def _limit_options(served):
-    """Command line of the engine process for the limits that served.json names."""
+def _options(served):
+    """Command line of the engine process for what served.json names."""
     options = []
-    for name in LIMITS:
+    for name in OPTIONS:
         if served.get(name) is not None:
             options += [f"--{name.replace('_', '-')}", str(served[name])]
     return options
