@@ -17,7 +17,7 @@ from toolchain.openai.metrics import Stopwatch
 from toolchain.openai.prompts import Prompt
 from toolchain.openai.shapes import Choice, Shape, Usage
 from toolchain.openai.texts import Texts, count_tokens
-from toolchain.openai.upstream import Generation, Upstream
+from toolchain.openai.upstream import MARGIN_S, Generation, Upstream
 from toolchain.openai.wire import Piece
 
 CLIENT_LEFT = 499
@@ -66,7 +66,7 @@ class Answer(Response):
         watcher = asyncio.create_task(self._watch(receive))
         try:
             # Generations end at their deadline by themselves; this ends a reader that does not read.
-            async with asyncio.timeout(self._timeout_s + SEND_GRACE_S):
+            async with asyncio.timeout(self._timeout_s + MARGIN_S + SEND_GRACE_S):
                 await (self._send_events(send) if self._stream else self._send_whole(scope, receive, send))
         except TimeoutError:
             raise timed_out("the client did not read its answer in time") from None

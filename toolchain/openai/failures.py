@@ -79,19 +79,13 @@ def busy(message: str) -> ApiError:
 
 
 _PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"TC-505|queue is full|maximum queue size|[Rr]equest timeout expired|in the queue", "busy"),
-    (r"max_seq_len|maximum context length", "too_long"),
-    (r"TC-501|TC-503|TC-511|bad sampling parameters|not supported|unexpected inference input", "bad"),
-    (r"unknown request fields|expected one|is not UTF-8", "bad"),
-    (
-        r"TC-506|is being restarted|is starting|ended with status|engine process is gone|given up after",
-        "away",
-    ),
-    (r"[Ss]tub process|not healthy|model was unloaded|being unloaded|unknown model|is not ready", "away"),
-    (
-        r"no available versions|[Ff]ailed to connect|[Ss]ocket closed|Connection reset|[Cc]onnection refused",
-        "away",
-    ),
+    (r"TC-505|TC-512|queue is full|maximum queue size|[Rr]equest timeout expired", "busy"),
+    (r"TC-513", "late"),
+    (r"TC-506|TC-514|is being restarted|engine process is gone|given up after", "away"),
+    (r"max_seq_len|maximum context length|more than max_prompt_bytes|TC-503.*too long", "too_long"),
+    (r"TC-501|TC-503|TC-511|TC-515|not supported|unexpected inference input", "bad"),
+    (r"[Ss]tub process|not healthy|unloaded|unknown model|is not ready|no available versions", "away"),
+    (r"[Ff]ailed to connect|[Ss]ocket closed|[Cc]onnection re(set|fused)", "away"),
     (r"request was cancelled|[Rr]equest cancelled", "cancelled"),
 )
 """What the messages of our models and of tritonserver's core contain -> what they mean. By text, because a gRPC stream
@@ -104,6 +98,8 @@ def from_model(message: str, *, param: str | None = None) -> ApiError:
     meaning = next((meaning for pattern, meaning in _PATTERNS if re.search(pattern, message)), "")
     if meaning == "busy":
         return busy(message)
+    if meaning == "late":
+        return timed_out(message)
     if meaning == "too_long":
         return ApiError(400, message, param=param, code="context_length_exceeded")
     if meaning == "bad":

@@ -23,6 +23,8 @@ from toolchain.openai.wire import Piece, infer_request, is_final, read_piece
 
 GRACE_S = 2.0
 """How long a stream may take to end after its last response or after ``stop``; then it is cancelled."""
+MARGIN_S = 1.5
+"""How much longer than the model itself the endpoint waits for the end of a request whose time is over."""
 MAX_MESSAGE_BYTES = 2**31 - 1
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -46,8 +48,8 @@ class Upstream:
 
     def open(self, model: str, inputs: Mapping[str, Any], *, timeout_s: float | None = None) -> Generation:
         """A generation that starts when its pieces are read. ``timeout_s``: default that of the bounds."""
-        deadline = time.monotonic() + (timeout_s or self._bounds.request_timeout_s)
-        return Generation(self, model, inputs, deadline=deadline, stall_s=self._bounds.stall_timeout_s)
+        limit_s = timeout_s or self._bounds.request_timeout_s
+        return Generation(self, model, inputs, timeout_s=limit_s, stall_s=self._bounds.stall_timeout_s)
 
     def fail(self, model: str, reason: str) -> int:
         """End the generations of ``model`` with ``reason``; how many there were."""
@@ -88,15 +90,15 @@ class Generation:
     """One request to the model. ``pieces`` is read once, by one task; the other methods are for the same loop."""
 
     def __init__(
-        self, upstream: Upstream, model: str, inputs: Mapping[str, Any], *, deadline: float, stall_s: float
+        self, upstream: Upstream, model: str, inputs: Mapping[str, Any], *, timeout_s: float, stall_s: float
     ) -> None:
-        """``deadline``: time.monotonic() at which the answer must have ended."""
+        """``timeout_s``: for the whole answer. The model ends it then; where it does not, we do MARGIN_S later."""
         self.model = model
         self.abandoned = False
         self._upstream = upstream
         self._id = uuid.uuid4().hex
-        self._request = infer_request(model, self._id, inputs)
-        self._deadline = deadline
+        self._request = infer_request(model, self._id, inputs, timeout_s=timeout_s)
+        self._deadline = time.monotonic() + timeout_s + MARGIN_S
         self._stall_s = stall_s
         self._call: Any = None
         self._clock: asyncio.Timeout | None = None

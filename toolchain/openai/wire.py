@@ -39,10 +39,17 @@ class Piece:
     num_output_tokens: int | None = None
 
 
-def infer_request(model: str, request_id: str, inputs: Mapping[str, Any]) -> Any:
-    """``ModelInferRequest`` of ``inputs``: by their names in the contract; a str or list of str, or a number."""
+def infer_request(
+    model: str, request_id: str, inputs: Mapping[str, Any], *, timeout_s: float | None = None
+) -> Any:
+    """``ModelInferRequest`` of ``inputs``: by their names in the contract; a str or list of str, or a number.
+
+    ``timeout_s``: after which the model shall end the request by itself.
+    """
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
+    if timeout_s is not None:
+        request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
     for name, value in inputs.items():
         if _KINDS[name] == "TYPE_STRING":
             texts = [value] if isinstance(value, str) else value
