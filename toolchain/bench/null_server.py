@@ -58,10 +58,13 @@ async def serve_sse() -> tuple[int, Any]:
 
     async def completions(request: Any) -> Any:
         body = await request.json()
-        choice = {"delta": {"content": TEXT}} if "messages" in body else {"text": TEXT}
-        event = (
-            f"data: {json.dumps({'choices': [{'index': 0, **choice, 'finish_reason': None}]})}\n\n".encode()
+        chat = "messages" in body
+        choice = {"index": 0, "finish_reason": None} | (
+            {"delta": {"content": TEXT}} if chat else {"text": TEXT}
         )
+        # aiperf reads no event without its kind.
+        chunk = {"object": "chat.completion.chunk" if chat else "text_completion", "choices": [choice]}
+        event = f"data: {json.dumps(chunk)}\n\n".encode()
         count = body["max_tokens"]
         usage = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": count}}
         end = f"data: {json.dumps(usage)}\n\ndata: [DONE]\n\n".encode()
