@@ -131,15 +131,16 @@ class Driver:
         return number % len(load.requests), measured, filler
 
     async def _send_when_due(self, due_s: Sequence[float], started_s: float) -> None:
-        load, running = self._load, set[asyncio.Task[Answer]]()
+        load, running, released_s = self._load, set[asyncio.Task[Answer]](), 0.0
         for index, offset in enumerate(due_s):
             await _sleep_until(started_s + offset)
             measured = load.warmup <= index < load.warmup + load.measured
             if index >= load.warmup + load.measured and not self._pending:
                 break
             if len(running) >= load.max_outstanding:
-                self._held_back += 1
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                released_s = time.perf_counter()
+            self._held_back += started_s + offset < released_s
             self._pending += measured
             task = asyncio.create_task(self._ask(index, measured=measured, due_s=started_s + offset))
             running.add(task)
