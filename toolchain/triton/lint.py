@@ -1,204 +1,120 @@
-"""Lint of a Triton model repository: what its protobuf refuses, what only the server would find, or
-nobody."""
+"""Lint of a Triton model repository, ours or not: what its protobuf refuses, what the server would find only when it
+loads, and what it loads and cannot serve. The rules stand in ``rules/``."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolchain.core.findings import Finding
-from toolchain.triton import lint_inflight
-from toolchain.triton.lint_layout import lint_llmapi, lint_local
-from toolchain.triton.served import SERVED, version_dirs
+from toolchain.targets.version import parse_version
+from toolchain.triton.contract import MODEL_NAME
+from toolchain.triton.rules.backends import backend_of, lint_backend
+from toolchain.triton.rules.batching import lint_batching
+from toolchain.triton.rules.endpoints import Endpoints, endpoints
+from toolchain.triton.rules.ensembles import lint_ensembles
+from toolchain.triton.rules.inflight import BACKEND as INFLIGHT
+from toolchain.triton.rules.inflight import lint_inflight, lint_tokenizer
+from toolchain.triton.rules.instances import lint_gpu_lists, lint_instances
+from toolchain.triton.rules.llmapi import BESIDE, YAML, lint_llmapi
+from toolchain.triton.rules.local import lint_local
+from toolchain.triton.rules.model import UNREADABLE, Model, read_config, read_model
+from toolchain.triton.rules.parameters import lint_parameters
+from toolchain.triton.rules.repository import dangling, read_repository
+from toolchain.triton.rules.table import NAME
+from toolchain.triton.rules.tensors import lint_tensors
+from toolchain.triton.rules.versions import lint_versions, loaded_versions, versions_there
+from toolchain.triton.rules.warmup import lint_warmup
+from toolchain.triton.served import SERVED
 
-BACKENDS = (
-    "python",
-    "tensorrtllm",
-    "tensorrt",
-    "onnxruntime",
-    "pytorch",
-    "openvino",
-    "dali",
-    "fil",
-    "identity",
-    "vllm",
-)
-"""Backends of triton-inference-server's repositories."""
-PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
+
+@dataclass(frozen=True, kw_only=True)
+class Lint:
+    findings: list[Finding]
+    """By file, line and column."""
+    models: list[Endpoints]
+    """The models that could be read, and how each can be called."""
 
 
-def lint_repository(repository: Path, *, check_paths: bool = True) -> list[Finding]:
-    """Every finding about the models under ``repository``; ``where`` is relative to it.
+def lint_repository(repository: Path, *, check_paths: bool = True, release: str = "") -> list[Finding]:
+    """Every finding about the models under ``repository``; ``where`` is relative to it."""
+    return read_and_lint(repository, check_paths=check_paths, release=release).findings
+
+
+def read_and_lint(repository: Path, *, check_paths: bool = True, release: str = "") -> Lint:
+    """``repository`` may also be the directory of one model.
 
     ``check_paths=False`` leaves out whether engine and interpreter exist: the server is on another machine.
+    ``release``: of TensorRT-LLM, for the keys of model.yaml; UsageError TC-106 where it is none.
     """
-    if not repository.is_dir():
-        return [_finding("TC-604", str(repository), "no such directory", "render it with `toolchain triton`")]
-    models = sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not models:
-        return [
-            _finding(
-                "TC-604", str(repository), "it holds no model directory", "render it with `toolchain triton`"
-            )
-        ]
-    findings = [finding for model in models for finding in _lint_model(model, check_paths=check_paths)]
-    return [*findings, *_lint_together(models)]
+    if release:
+        parse_version(release)
+    directories, findings = read_repository(repository)
+    models: dict[str, Model] = {}
+    for directory in directories:
+        try:
+            model, found = _read(directory)
+            findings += found
+            if model is not None:
+                models[directory.name] = model
+                findings += _lint_model(model, check_paths=check_paths, release=release)
+        except OSError as error:
+            # A finding of its model, not the end of the lint.
+            message = f"{error.filename or directory} cannot be read: {error.strerror or error}"
+            findings.append(UNREADABLE.found(directory.name, message))
+            models.pop(directory.name, None)
+    names = {directory.name for directory in directories}
+    findings += lint_ensembles(models, frozenset(names - set(models)))
+    return Lint(findings=sorted(findings, key=_order), models=endpoints(models))
 
 
-def _lint_together(models: list[Path]) -> list[Finding]:
-    """What only shows between models. Those that cannot be read have been reported."""
-    configs = {}
-    for model in models:
-        path = model / "config.pbtxt"
-        if path.is_file():
-            config, problem = _parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
-            if problem is None:
-                configs[model.name] = config
-    return list(lint_inflight.lint_ensembles(configs))
+def _read(directory: Path) -> tuple[Model | None, list[Finding]]:
+    model, findings = read_model(directory)
+    findings += dangling(directory)
+    configs = directory / "configs"
+    for path in sorted(configs.glob("*.pbtxt")) if configs.is_dir() else ():
+        findings += read_config(directory, path)[1]  # chosen with --model-config-name
+    return model, findings
 
 
-def _finding(code: str, where: str, message: str, hint: str = "") -> Finding:
-    return Finding(code=code, where=where, message=message, hint=hint)
-
-
-def _lint_model(model: Path, *, check_paths: bool) -> list[Finding]:
-    where = f"{model.name}/config.pbtxt"
-    if not (model / "config.pbtxt").is_file():
-        return [_finding("TC-604", where, "missing", "every model directory holds a config.pbtxt")]
-    text = (model / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
-    findings = [
-        _finding("TC-603", f"{where}:{number}", f"unfilled placeholder {match.group()}")
-        for number, line in enumerate(text.splitlines(), start=1)
-        for match in PLACEHOLDER.finditer(line.split("#", 1)[0])
-    ]
-    config, problem = _parse(text, where)
-    if problem is not None:
-        return [*findings, problem]
-    findings += _lint_identity(config, model, where)
-    findings += _lint_tensors(config, where)
-    findings += _lint_instances(config, where, (model / "1" / "model.yaml").is_file())
-    findings += _lint_versions(model, has_code=config.backend == "python")
+def _lint_model(model: Model, *, check_paths: bool, release: str) -> Iterator[Finding]:
+    loaded = loaded_versions(model)
+    if model.config.name and model.config.name != model.name:
+        message = f"name {model.config.name!r} in directory {model.name!r}"
+        yield NAME.found(model.where("name"), message)
+    if not model.config.model_repository_agents.agents:  # an agent may put the files elsewhere
+        yield from lint_backend(model, loaded)
+        yield from lint_versions(model)
+    for rules in (lint_tensors, lint_batching, lint_instances, lint_warmup):
+        yield from rules(model)
+    yield from lint_parameters(model, check_paths=check_paths)
     if check_paths:
-        findings += lint_inflight.lint_tokenizer(config, model)
-    if (model / "1" / "model.yaml").is_file():
-        findings += lint_llmapi(config, text, model, check_paths=check_paths)
-    elif config.backend == lint_inflight.BACKEND:
-        findings += lint_inflight.lint_backend(config, model, check_paths=check_paths)
-    elif any((version / SERVED).is_file() for version in version_dirs(model)):
-        findings += lint_local(config, model, check_paths=check_paths)
-    elif config.backend == "python" and config.name == "tensorrt_llm":
-        findings.append(
-            _finding(
-                "TC-604",
-                f"{model.name}/1/model.yaml",
-                f"missing, and there is no 1/{SERVED} either",
-                f"target trtllm needs 1/model.yaml, target local 1/{SERVED}",
-            )
-        )
-    return findings
+        yield from lint_tokenizer(model)
+    yield from _lint_layout(model, check_paths=check_paths, release=release)
 
 
-def _parse(text: str, where: str) -> tuple[Any, Finding | None]:
-    """The ModelConfig, or the finding that says at which line and column it stops being one."""
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
-    try:
-        return text_format.Parse(text, model_config_pb2.ModelConfig()), None
-    except text_format.ParseError as error:
-        place = ":".join(str(number) for number in (error.GetLine(), error.GetColumn()) if number is not None)
-        message = re.sub(r"^\d+:\d+\s*:\s*", "", str(error))
-        return None, _finding("TC-601", f"{where}:{place}" if place else where, message)
-
-
-def _lint_identity(config: Any, model: Path, where: str) -> list[Finding]:
-    findings = []
-    if config.name and config.name != model.name:
-        findings.append(_finding("TC-605", where, f"name {config.name!r} in directory {model.name!r}"))
-    if not config.backend and not config.platform:
-        findings.append(_finding("TC-607", where, "no backend", 'expected `backend: "python"`'))
-    elif config.backend and config.backend not in BACKENDS:
-        findings.append(
-            _finding(
-                "TC-607",
-                where,
-                f"backend {config.backend!r}; known: {', '.join(BACKENDS)}",
-                "check the spelling",
-            )
-        )
-    if config.max_batch_size < 0:
-        findings.append(_finding("TC-602", where, f"max_batch_size {config.max_batch_size}, expected >= 0"))
-    return findings
+def _lint_layout(model: Model, *, check_paths: bool, release: str) -> Iterator[Finding]:
+    """What is particular to the layout that the files tell."""
+    versions = list(versions_there(model).values())
+    llmapi = [path for path in versions if (path / YAML).exists()] if backend_of(model) == "python" else []
+    local = any((path / SERVED).exists() for path in versions)
+    for version in llmapi:
+        yield from lint_llmapi(model, version, release=release, check_paths=check_paths)
+    if llmapi:
+        return
+    yield from lint_gpu_lists(model, is_llmapi=False, ranks=0)
+    if backend_of(model) == INFLIGHT:
+        yield from lint_inflight(model, check_paths=check_paths)
+    elif local or any((path / "engine_process.py").exists() for path in versions):
+        yield from lint_local(model, versions, check_paths=check_paths)
+    elif model.name == MODEL_NAME and any((path / "helpers.py").exists() for path in versions):
+        where = model.beside(f"{versions[0].name}/{YAML}")
+        yield BESIDE.found(where, f"missing, and there is no {SERVED} either")
 
 
-def _lint_tensors(config: Any, where: str) -> list[Finding]:
-    findings = []
-    for kind, tensors in (("input", config.input), ("output", config.output)):
-        for name, count in Counter(tensor.name for tensor in tensors).items():
-            if not name:
-                findings.append(_finding("TC-602", where, f"an {kind} without a name"))
-            elif count > 1:
-                findings.append(_finding("TC-602", where, f"{kind} {name!r} is declared {count} times"))
-        if not tensors:
-            findings.append(_finding("TC-602", where, f"no {kind} is declared"))
-        for tensor in tensors:
-            findings += _lint_tensor(kind, tensor, where)
-    return findings
-
-
-def _lint_tensor(kind: str, tensor: Any, where: str) -> list[Finding]:
-    findings = []
-    dims = list(tensor.dims)
-    if not dims:
-        findings.append(_finding("TC-602", where, f"{kind} {tensor.name!r} has no dims"))
-    if any(size < 1 and size != -1 for size in dims):
-        findings.append(
-            _finding(
-                "TC-602", where, f"{kind} {tensor.name!r} has dims {dims}", "sizes are >= 1, or -1 for any"
-            )
-        )
-    if tensor.data_type == 0:
-        findings.append(_finding("TC-602", where, f"{kind} {tensor.name!r} has no data_type"))
-    return findings
-
-
-def _lint_instances(config: Any, where: str, llmapi: bool) -> list[Finding]:
-    findings = [
-        _finding("TC-602", where, f"instance_group count {group.count}, expected >= 1")
-        for group in config.instance_group
-        if group.count < 0
-    ]
-    lists = config.parameters["gpu_device_ids"].string_value if "gpu_device_ids" in config.parameters else ""
-    instances = sum(group.count or 1 for group in config.instance_group) or 1
-    groups = [part.strip() for part in lists.split(";")] if lists else []
-    if lists and any(not re.fullmatch(r"\d+(\s*,\s*\d+)*", part) for part in groups):
-        findings.append(_finding("TC-608", where, f"gpu_device_ids {lists!r}", 'expected the form "0,1;2,3"'))
-    elif lists and len(groups) != instances:
-        findings.append(
-            _finding(
-                "TC-608", where, f"{instances} instances but gpu_device_ids {lists!r} lists {len(groups)}"
-            )
-        )
-    elif lists and len(ids := [item for part in groups for item in part.replace(" ", "").split(",")]) != len(
-        set(ids)
-    ):
-        findings.append(_finding("TC-608", where, f"gpu_device_ids {lists!r} names a GPU twice"))
-    elif not lists and instances > 1 and llmapi:  # instances of target local may share CPUs
-        findings.append(
-            _finding("TC-608", where, f"{instances} instances without the parameter gpu_device_ids")
-        )
-    return findings
-
-
-def _lint_versions(model: Path, *, has_code: bool) -> list[Finding]:
-    """``has_code``: the version directories hold a model.py, as those of the Python backend do."""
-    versions = version_dirs(model)
-    if not versions:
-        return [_finding("TC-604", model.name, "no version directory", "expected a directory 1/")]
-    return [
-        _finding("TC-604", f"{model.name}/{version.name}/model.py", "missing")
-        for version in versions
-        if has_code and not (version / "model.py").is_file()
-    ]
+def _order(finding: Finding) -> tuple[object, ...]:
+    """By file, then line and column as numbers."""
+    file, *place = finding.where.split(":", 3)
+    numbers = [int(part) if part.isdigit() else 0 for part in place[:2]]
+    return (file, *numbers, *[0] * (2 - len(numbers)), finding.code, finding.message)
