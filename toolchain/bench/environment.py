@@ -25,8 +25,11 @@ PACKAGES = (
 )
 
 
-def describe_environment(*, engine_dir: Path | None, server: dict[str, Any] | None) -> dict[str, Any]:
-    """Versions, CPU, GPUs, the server's own words about itself, and the engine or checkpoint (``describe_engine``)."""
+def describe_environment(
+    *, engine_dir: Path | None, server: dict[str, Any] | None, memory: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Versions, CPU, GPUs, the server's own words about itself, the engine or checkpoint (``describe_engine``), and how
+    much memory it took (``memory_of``)."""
     return {
         "python": platform.python_version(),
         "packages": _versions(),
@@ -36,6 +39,7 @@ def describe_environment(*, engine_dir: Path | None, server: dict[str, Any] | No
         "gpus": _gpus(),
         "server": server,
         "engine": describe_engine(engine_dir),
+        "memory": memory,
     }
 
 

@@ -84,15 +84,18 @@ def run(
     """Measure a served engine: TTFT, ITL, end to end, tokens/s and goodput, closed or open loop.
 
     With an ENGINE directory a server is started for the measurement; with an address a running one is measured:
-    host:port, grpc://host:port or http://host:port. Ctrl-C keeps what was measured so far.
+    host:port, grpc://host:port or http://host:port. A plain checkpoint is run in this process by the same runtime: what
+    quantization is compared with. Ctrl-C keeps what was measured so far.
     """
     from toolchain.bench.results import write_result
     from toolchain.core.files import refuse_file
 
     settings = make_settings(options)
     engine = _engine(what, tokenizer)
+    if plain := engine is not None and not (engine / "engine.json").is_file():
+        settings = _in_process(settings, what)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    path = output or (engine / "bench" / f"{stamp}.json" if engine else None)
+    path = output or (engine / "bench" / f"{stamp}.json" if engine and not plain else None)
     for file in (path, records):
         if file is not None:
             refuse_file(file, force=force)
@@ -144,6 +147,19 @@ def _measure(
     return run_aiperf(url=spec.url, target=spec.kind, **{**common, "model": spec.model})
 
 
+def _in_process(settings: Any, what: str) -> Any:
+    """A checkpoint has no repository to serve."""
+    from dataclasses import replace
+
+    if settings.target not in ("auto", "inprocess"):
+        raise UsageError(
+            f"{what} is a checkpoint, not an engine: it cannot be served for target {settings.target}",
+            hint="leave --target out, or build an engine of it: toolchain engine MODEL",
+            code="TC-009",
+        )
+    return replace(settings, target="inprocess")
+
+
 def _over_http(settings: Any) -> Any:
     """aiperf has no gRPC."""
     from dataclasses import replace
@@ -174,12 +190,13 @@ def _show(result: Any, path: Path | None, as_json: bool) -> None:
 
 
 def _engine(what: str, tokenizer: Path | None) -> Path | None:
-    """The engine directory that ``what`` names; None for the address of a server."""
+    """The engine, or plain checkpoint, that ``what`` names; None for the address of a server."""
     from toolchain.triton.engine_dir import read_engine_dir
 
     engine = engine_path(what)
     if engine.is_dir():
-        return read_engine_dir(engine).path
+        plain = (engine / "config.json").is_file() and not (engine / "engine.json").is_file()
+        return engine.absolute() if plain else read_engine_dir(engine).path
     if tokenizer is None:
         raise UsageError(
             f"{what} is no engine directory; to measure a server by address, --tokenizer must name the engine it "
