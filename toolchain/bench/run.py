@@ -15,6 +15,7 @@ from toolchain.bench.environment import describe_environment
 from toolchain.bench.gpu import GpuSampler, gpus_of
 from toolchain.bench.intervals import intervals
 from toolchain.bench.measure import Sent, send_repeat
+from toolchain.bench.memory import memory_of
 from toolchain.bench.process import Sender, start_sender
 from toolchain.bench.prompts import TokenCounter
 from toolchain.bench.records_file import write_records
@@ -92,7 +93,9 @@ def run_bench(
         url="" if spec.kind == "inprocess" else spec.url,
         model=sender.about.model,
         settings=replace(settings, target=spec.kind),
-        environment=describe_environment(engine_dir=engine_dir, server=_server(sender)),
+        environment=describe_environment(
+            engine_dir=engine_dir, server=_server(sender), memory=memory_of(server)
+        ),
         levels=levels,
         target=spec.kind,
         gpus=run.gpus,
@@ -175,7 +178,7 @@ def _level(run: Run, load: LevelLoad, sent: Sequence[Sent], ceiling: Ceiling | N
     )
     pace_ms = level.tpot_ms.p50 if level.tpot_ms else 0.0
     bare = None
-    if ceiling is not None and pace_ms:
+    if ceiling is not None and level.ttft_ms is not None:
         run.progress.note(f"{load.words}: what the load generator itself can do")
         users = load.concurrency or max(1, level.outstanding_peak)
         bare = ceiling.measure(sent[-1].load, users=users, pace_ms=pace_ms)
