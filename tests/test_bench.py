@@ -1,80 +1,134 @@
-"""Benchmarks: the arithmetic against numpy, the load against the real server."""
+"""Whole benchmarks: of a server that does nothing, of the real tritonserver, of the engine in this process."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.conftest import Ran
 from tests.engine_dirs import write_engine
-from toolchain.bench.prompts import TokenCounter, make_prompts
-from toolchain.bench.run import grpc_address, run_bench, write_result
-from toolchain.bench.statistics import distribution_ms, percentile, summarise
-from toolchain.bench.types import Record, Settings
+from toolchain.bench.ceiling import Bare, Ceiling, NullServer, judge
+from toolchain.bench.drive import Answer, Driven, Load
+from toolchain.bench.prompts import TokenCounter
+from toolchain.bench.results import read_result, write_result
+from toolchain.bench.run import run_bench
+from toolchain.bench.targets.base import Request, TargetSpec
+from toolchain.bench.types import Level, Settings
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import sha256_file
 from toolchain.triton.install import find_server
 from toolchain.triton.render import render_repository
 from toolchain.triton.server import TritonServer
 
-
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0, 100))
-def test_percentile_is_numpys(values: list[float], percent: float) -> None:
-    assert percentile(values, percent) == pytest.approx(np.percentile(values, percent), rel=1e-9, abs=1e-9)
+Run = Callable[..., Ran]
+SHORT: dict[str, Any] = {"requests": 4, "prompt_tokens": 8, "output_tokens": 6}
 
 
-def test_distribution_is_in_milliseconds() -> None:
-    seconds = np.linspace(0.010, 0.110, 101)
-    found = distribution_ms(list(seconds))
-    assert found is not None
-    expected = [*np.percentile(seconds * 1000, [50, 90, 99]), seconds.mean() * 1000, 101]
-    assert [found.p50, found.p90, found.p99, found.mean, found.count] == pytest.approx(expected)
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Callable[[str], Path]) -> Path:
+    return tiny("qwen3_moe")
 
 
-def test_figures_of_two_answers_and_a_failure() -> None:
-    records = [
-        Record(started_s=1.0, piece_s=(1.5, 1.7, 2.1), finished_s=2.2, prompt_tokens=10, output_tokens=4),
-        Record(started_s=2.0, piece_s=(2.1,), finished_s=2.1, prompt_tokens=10, output_tokens=1),
-        Record(started_s=2.0, finished_s=9.0, prompt_tokens=10, error="timed out"),
-    ]
-    level = summarise(records, concurrency=2, duration_s=2.0, warmup_errors=1)
-    assert (level.requests, level.errors, level.error_messages) == (3, 1, {"timed out": 1})
-    assert level.ttft_ms is not None and level.ttft_ms.mean == pytest.approx((500 + 100) / 2)
-    assert level.itl_ms is not None and level.itl_ms.mean == pytest.approx((200 + 400) / 2)
-    assert level.tpot_ms is not None and level.tpot_ms.mean == pytest.approx(600 / 3)
-    assert level.e2e_ms is not None and level.e2e_ms.mean == pytest.approx((1200 + 100) / 2)
-    assert (level.output_tokens_per_s, level.requests_per_s) == (2.5, 1.0)
+@pytest.fixture(scope="module")
+def nothing() -> Iterator[NullServer]:
+    """Streams ``max_tokens`` tokens over HTTP as fast as it can."""
+    server = NullServer("sse")
+    yield server
+    server.close()
 
 
-def test_nothing_but_failures_gives_no_figures() -> None:
-    records = [Record(started_s=0.0, finished_s=1.0, error="down")] * 2
-    level = summarise(records, concurrency=1, duration_s=1.0, warmup_errors=0)
-    assert (level.ttft_ms, level.e2e_ms, level.errors) == (None, None, 2)
+@pytest.fixture(scope="module")
+def nothing_over_grpc() -> Iterator[NullServer]:
+    server = NullServer("grpc")
+    yield server
+    server.close()
 
 
-def test_bad_settings_are_all_named() -> None:
-    with pytest.raises(UsageError, match=r"concurrency \[4, 0\].*requests 0.*timeout_s -1"):
-        Settings(concurrency=(4, 0), requests=0, timeout_s=-1)
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
-def test_prompts_have_the_wanted_length_and_differ(tiny: Callable[[str], Path]) -> None:
-    from transformers import AutoTokenizer
+@pytest.mark.parametrize("target", ["triton-http", "openai", "triton-grpc"])
+def test_all_of_a_benchmark(
+    target: str, nothing: NullServer, nothing_over_grpc: NullServer, tokenizer: Path, tmp_path: Path
+) -> None:
+    over_grpc = target == "triton-grpc"
+    url = f"127.0.0.1:{nothing_over_grpc.port}" if over_grpc else f"http://127.0.0.1:{nothing.port}"
+    settings = Settings(target=target, concurrency=(1, 3), repeats=2, ttft_slo_ms=60_000, **SHORT)
+    records = tmp_path / "records.jsonl"
+    result = run_bench(url, tokenizer_dir=tokenizer, settings=settings, model="null", records=records)
+    write_result(tmp_path / "result.json", result)
+    assert read_result(tmp_path / "result.json") == result
+    assert (result.target, result.model, result.partial, result.errors) == (target, "null", False, 0)
+    assert [level.concurrency for level in result.levels] == [1, 3]
+    for level in result.levels:
+        assert [repeat.requests for repeat in level.repeats] == [4, 4] and level.requests == 8
+        assert level.outstanding_peak == level.concurrency
+        assert level.itl_ms is not None and level.itl_ms.count == 8 * 5
+        assert level.ttft_ms is not None and level.ttft_ms.count == 8
+        assert {"ttft_ms.p50", "itl_ms.mean", "output_tokens_per_s"} <= set(level.intervals)
+        assert level.goodput is not None and level.goodput.share == 1.0
+        found = level.generator
+        assert found is not None and found.ceiling_tokens_per_s and found.ceiling_tokens_per_s > 0
+        assert found.cpu_share is not None and found.limited == bool(found.why)
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    assert sum(line["measured"] for line in lines) == 2 * 2 * 4
+    assert {len(line["pieces_ms"]) for line in lines} == {6}
+    if target == "openai":
+        assert result.token_counting == "by the server" and result.levels[0].output_tokens == 8 * 6
+    else:
+        assert "tokenizer" in result.token_counting
 
-    counter = TokenCounter(tiny("qwen3_moe"))
-    prompts = make_prompts(counter, count=20, tokens=37, seed=3)
-    tokenizer = AutoTokenizer.from_pretrained(tiny("qwen3_moe"))
-    lengths = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
-    assert all(35 <= length <= 37 for length in lengths)
-    assert len(set(prompts)) == 20
-    assert prompts == make_prompts(counter, count=20, tokens=37, seed=3)
-    assert prompts != make_prompts(counter, count=20, tokens=37, seed=4)
+
+def test_an_open_loop_and_a_trace(nothing: NullServer, tokenizer: Path, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{nothing.port}"
+    common: dict[str, Any] = {
+        "target": "openai",
+        "ceiling": False,
+        "repeats": 1,
+        "prompt_tokens": 8,
+        "concurrency": (),
+    }
+    result = run_bench(url, tokenizer_dir=tokenizer, settings=Settings(rate=(100.0,), requests=20, **common))
+    (level,) = result.levels
+    assert (level.requests, level.concurrency, level.rate, level.errors) == (20, None, 100.0, 0)
+    assert level.generator is not None and level.generator.send_lag_p99_ms is not None
+    assert result.load == "open loop, poisson, OpenAI completions, streaming"
+    trace = tmp_path / "trace.jsonl"
+    lines = [{"timestamp": 10 * n, "input_length": 5, "output_length": 1 + n} for n in range(8)]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = Settings(trace=str(trace), **{**common, "requests": 0})
+    (level,) = run_bench(url, tokenizer_dir=tokenizer, settings=settings).levels
+    assert (level.requests, level.output_tokens) == (8, sum(range(1, 9)))
+
+
+def test_nobody_there(tokenizer: Path) -> None:
+    with pytest.raises(ToolchainError, match="no Triton server answers") as caught:
+        run_bench(f"grpc://127.0.0.1:{free_port()}", tokenizer_dir=tokenizer)
+    assert caught.value.code == "TC-702"
+    with pytest.raises(ToolchainError, match="answers neither") as caught:
+        run_bench(f"http://127.0.0.1:{free_port()}", tokenizer_dir=tokenizer)
+    assert caught.value.code == "TC-702"
+
+
+def test_what_does_not_go_together(tokenizer: Path) -> None:
+    with pytest.raises(UsageError, match="needs a server"):
+        run_bench(tokenizer, tokenizer_dir=tokenizer, settings=Settings(target="openai"))
+    with pytest.raises(UsageError, match="does not go with"):
+        run_bench("127.0.0.1:1", tokenizer_dir=tokenizer, settings=Settings(target="inprocess"))
 
 
 def test_missing_tokenizer(tmp_path: Path) -> None:
@@ -82,19 +136,95 @@ def test_missing_tokenizer(tmp_path: Path) -> None:
         TokenCounter(tmp_path)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "localhost", ":8001", "127.0.0.1:grpc"])
-def test_addresses_that_are_no_grpc_endpoint(url: str) -> None:
-    with pytest.raises(UsageError, match="expected host:port"):
-        grpc_address(url)
+def level(rate: float) -> Level:
+    figures: dict[str, Any] = dict.fromkeys(("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"))
+    counts: dict[str, Any] = {
+        "requests": 1,
+        "errors": 0,
+        "error_messages": {},
+        "prompt_tokens": 1,
+        "output_tokens": 1,
+    }
+    return Level(
+        **figures, **counts, duration_s=1.0, output_tokens_per_s=rate, requests_per_s=1.0, concurrency=1
+    )
 
 
-def test_nobody_there(tiny: Callable[[str], Path]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(ToolchainError, match="no Triton server answers") as caught:
-        run_bench(f"127.0.0.1:{port}", tokenizer_dir=tiny("qwen3_moe"))
-    assert caught.value.code == "TC-702"
+def driven(cpu_share: float, lag_s: float) -> Driven:
+    answer = Answer(index=0, measured=True, due_s=1.0, sent_s=1.25, finished_s=2.0, piece_s=[])
+    return Driven(
+        answers=[answer], started_s=0.0, cpu_share=cpu_share, lag_s=[0.0] * 10 + [lag_s] * 10, outstanding_peak=1,
+        held_back=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rate", "cpu_share", "lag_s", "words"),
+    [
+        (400.0, 0.5, 0.0005, []),
+        (600.0, 0.5, 0.0005, ["600 tokens/s are 60% of the 1000"]),
+        (400.0, 0.85, 0.0005, ["85% of a core"]),
+        (400.0, 0.5, 0.0011, ["more than 10% of the ITL of 10.00 ms"]),
+        (400.0, 0.5, 0.0110, ["more than 10 ms"]),
+        (600.0, 0.85, 0.0110, ["60%", "more than 10 ms", "85%"]),
+    ],
+)
+def test_when_the_generator_is_the_limit(
+    rate: float, cpu_share: float, lag_s: float, words: list[str]
+) -> None:
+    bare = Bare(tokens_per_s=1000.0, cpu_share=1.0, added_ttft_ms=1.0, jitter_p99_ms=0.1)
+    found = judge(level(rate), bare, [driven(cpu_share, lag_s)], own_process=True, pace_ms=10.0)
+    assert found.limited == bool(words) and len(found.why) == len(words)
+    assert all(word in reason for word, reason in zip(words, found.why, strict=True))
+    assert found.send_lag_p99_ms == pytest.approx(250.0) and found.lag_p99_ms == pytest.approx(1000 * lag_s)
+
+
+def test_the_ceiling_is_measured_with_the_same_load() -> None:
+    requests = [Request(prompt="a" * 50, max_tokens=4)] * 6
+    load = Load(requests=requests, warmup=2, measured=4, concurrency=2)
+    with Ceiling(TargetSpec(kind="triton-http", url="http://127.0.0.1:1", model="other")) as ceiling:
+        found = ceiling.measure(load, users=2, pace_ms=5.0)
+    assert found.tokens_per_s > 0 and found.cpu_share > 0
+    assert found.added_ttft_ms >= 0 and found.jitter_p99_ms >= 0
+
+
+def bench(toolchain: Run, server: NullServer, tokenizer: Path, *words: object) -> Ran:
+    url = f"http://127.0.0.1:{server.port}"
+    short = ("--requests", 3, "--repeats", 1, "--prompt-tokens", 8, "--output-tokens", 4, "--no-ceiling")
+    return toolchain("bench", url, "--target", "openai", "--tokenizer", tokenizer, *short, *words)
+
+
+def test_the_command(toolchain: Run, nothing: NullServer, tokenizer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    ran = bench(toolchain, nothing, tokenizer, "--concurrency", "1,2", "--output", out, "--json")
+    assert ran.status == 0, ran.err
+    assert ran.json == json.loads(out.read_text()) and ran.json["settings"]["target"] == "openai"
+    assert [level["concurrency"] for level in ran.json["levels"]] == [1, 2]
+    ran = bench(toolchain, nothing, tokenizer, "--rate", "200", "--ttft-slo", "5000")
+    assert ran.status == 0 and "200/s" in ran.out and "100%" in ran.out
+    assert bench(toolchain, nothing, tokenizer, "--output", out).status == 2, "nothing is overwritten"
+    assert bench(toolchain, nothing, tokenizer, "--rate", "2", "--concurrency", "1").status == 2
+    dry = bench(toolchain, nothing, tokenizer, "--dry-run", "--json")
+    assert dry.json["dry_run"] and dry.json["concurrency"] == [1, 4, 16]
+
+
+def test_ctrl_c_keeps_what_was_measured(nothing: NullServer, tokenizer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    words = [str(Path(sys.executable).parent / "toolchain"), "bench", f"http://127.0.0.1:{nothing.port}"]
+    words += ["--target", "openai", "--tokenizer", str(tokenizer), "--output", str(out), "--concurrency", "1"]
+    words += ["--requests", "2", "--repeats", "100000", "--prompt-tokens", "4", "--output-tokens", "2"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while not (children.exists() and children.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(3.0)  # repeats take milliseconds, so that some are over by then
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr, stderr
+    assert "INTERRUPTED" in stdout
+    found = read_result(out)
+    assert found.partial and 1 <= len(found.levels[0].repeats) < 100_000
 
 
 @pytest.fixture(scope="module")
@@ -112,41 +242,57 @@ def server(engine: Path) -> Iterator[TritonServer]:
 
 
 @pytest.mark.server
-def test_real_server_under_load(server: TritonServer, engine: Path, tmp_path: Path) -> None:
-    result = run_bench(
-        server,
-        tokenizer_dir=engine,
-        engine_dir=engine,
-        concurrency=[1, 4],
-        requests=6,
-        prompt_tokens=16,
-        output_tokens=8,
-    )
-    write_result(tmp_path / "bench" / "result.json", result)
-    document: dict[str, Any] = json.loads((tmp_path / "bench" / "result.json").read_text())
-    assert (document["schema_version"], document["settings"]["output_tokens"]) == (1, 8)
-    assert document["environment"]["server"] == {
-        "name": "triton",
-        "version": document["environment"]["server"]["version"],
-    }
-    assert document["environment"]["engine"]["manifest_sha256"] == sha256_file(engine / "engine.json")
-    assert [level["concurrency"] for level in document["levels"]] == [1, 4]
-    for level in document["levels"]:
-        assert (level["requests"], level["errors"], level["warmup_errors"]) == (6, 0, 0)
-        assert 0 < level["output_tokens"] <= 6 * 8
-        assert level["ttft_ms"]["p50"] <= level["e2e_ms"]["p50"] <= level["e2e_ms"]["p99"]
-        assert level["output_tokens_per_s"] == pytest.approx(level["output_tokens"] / level["duration_s"])
+@pytest.mark.parametrize("target", ["triton-grpc", "triton-http"])
+def test_the_real_server(server: TritonServer, engine: Path, target: str) -> None:
+    settings = Settings(target=target, concurrency=(1, 4), repeats=2, ceiling=False, **SHORT)
+    result = run_bench(server, tokenizer_dir=engine, engine_dir=engine, settings=settings)
+    environment = result.environment
+    assert environment["server"]["name"] == "triton" and environment["server"]["version"]
+    assert environment["engine"]["manifest_sha256"] == sha256_file(engine / "engine.json")
+    for level in result.levels:
+        assert (level.requests, level.errors, level.warmup_errors) == (8, 0, 0)
+        assert 0 < level.output_tokens <= 8 * 6
+        assert level.ttft_ms is not None and level.e2e_ms is not None
+        assert level.ttft_ms.p50 <= level.e2e_ms.p50 <= level.e2e_ms.p99
+        assert level.output_tokens_per_s > 0 and level.requests_per_s > 0
 
 
 @pytest.mark.server
 def test_failed_requests_are_shown(server: TritonServer, engine: Path) -> None:
-    settings: dict[str, Any] = {"tokenizer_dir": engine, "concurrency": [2], "requests": 4}
+    def measure(**changes: Any) -> None:
+        settings = Settings(**{"concurrency": (2,), "ceiling": False, **SHORT, **changes})
+        run_bench(server.grpc_url, tokenizer_dir=engine, settings=settings)
+
     with pytest.raises(
         ToolchainError, match=r"every request failed \(4 of 4\); 4 times: .*max_seq_len"
     ) as caught:
-        run_bench(server, prompt_tokens=2000, **settings)
+        measure(prompt_tokens=2000)
     assert caught.value.code == "TC-704"
     with pytest.raises(ToolchainError, match="did not finish its answer within"):
-        run_bench(server, timeout_s=1e-6, **settings)
+        measure(timeout_s=1e-6)
     with pytest.raises(ToolchainError, match="no ready model 'other'"):
-        run_bench(server.grpc_url, model="other", **settings)
+        run_bench(server.grpc_url, tokenizer_dir=engine, model="other")
+
+
+def test_the_engine_in_this_process(engine: Path) -> None:
+    settings = Settings(concurrency=(1, 4), repeats=1, **SHORT)
+    result = run_bench(engine, tokenizer_dir=engine, engine_dir=engine, settings=settings)
+    assert (result.target, result.token_counting) == ("inprocess", "by the server")
+    assert result.load == "closed loop, the engine in this process"
+    for level in result.levels:
+        assert (level.requests, level.errors, level.output_tokens) == (4, 0, 4 * 6)
+        assert level.generator is not None and level.generator.cpu_share is None
+
+
+def test_the_process_of_the_generator_ends_with_its_user(
+    nothing: NullServer, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toolchain.bench.process import InItsProcess
+
+    sender = InItsProcess(TargetSpec(kind="openai", url=f"http://127.0.0.1:{nothing.port}"))
+    pid = sender._process.pid
+    os.kill(pid, signal.SIGKILL)
+    load = Load(requests=[Request(prompt="a", max_tokens=1)], warmup=0, measured=1, concurrency=1)
+    with pytest.raises(ToolchainError, match="ended unexpectedly") as caught, sender:
+        sender.run(load, lambda: None)
+    assert caught.value.code == "TC-707" and sender._process.poll() is not None
