@@ -21,8 +21,8 @@ NUMBERS = {
     "ready_timeout_s": (int, 1),
     "cancellation_check_period_ms": (int, 1),
     "warmup_requests": (int, 0),
-    "max_waiting": (int, 1),
-    "max_waiting_tokens": (int, 1),
+    "max_waiting": (int, 0),
+    "max_waiting_tokens": (int, 0),
     "max_queue_s": (float, 0),
 }
 """Key -> (type, smallest value)."""
