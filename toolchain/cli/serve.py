@@ -10,7 +10,15 @@ import click
 
 from toolchain.cli.options import ENGINE, PATH, allow_unfit_option, dry_run_option, json_option
 from toolchain.cli.output import Terminal, emit, write_data
-from toolchain.cli.serve_options import drain_options, engines_options, openai_options, port_options
+from toolchain.cli.serve_options import (
+    default_repository,
+    drain_options,
+    engines_options,
+    openai_options,
+    port_options,
+    refuse_ignored,
+    rendering,
+)
 
 EPILOG = """\b
 Exit status:
@@ -66,7 +74,7 @@ def command(
     for engine in found:
         require_fit(engine.path, engine.manifest, allow_unfit=allow_unfit)
     models = name_models(found, given["model_name"])
-    target = repository or Path("triton_repo") / "+".join(engine.name for engine in found)
+    target = repository or default_repository(found)
     frontend = _frontend(models, given)
     if dry_run:
         value = {
@@ -77,8 +85,10 @@ def command(
         }
         emit(value, as_json, f"would serve {', '.join(models)} from {target} with {value['server']}")
         return 0
-    if force or not target.is_dir():
-        render_repository(engines, target, force=force, allow_unfit=allow_unfit, **_rendering(given))
+    if target.is_dir() and not force:
+        refuse_ignored(target)
+    else:
+        render_repository(engines, target, force=force, allow_unfit=allow_unfit, **rendering(given))
     try:
         return serve_engine(
             engines,
@@ -100,16 +110,6 @@ def _ports(given: dict[str, Any]) -> Any:
 
     names = ("http", "grpc", "metrics", "status")
     return Ports(**{name: given[f"{name}_port"] for name in names})
-
-
-def _rendering(given: dict[str, Any]) -> dict[str, Any]:
-    from toolchain.triton.served import QueueLimits
-
-    names = ("model_name", "instances", "gpu_device_ids", "versions", "warmup_requests")
-    limits = ("max_waiting", "max_waiting_tokens", "max_queue_s")
-    return {name: given[name] for name in names} | {
-        "queue_limits": QueueLimits(**{name: given[name] for name in limits})
-    }
 
 
 def _options(given: dict[str, Any]) -> Any:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import click
+from click.core import ParameterSource
 
 from toolchain.cli.options import PATH, stack
+from toolchain.core.errors import UsageError
 
+LIMITS = ("max_waiting", "max_waiting_tokens", "max_queue_s")
+RENDERING = ("instances", "gpu_device_ids", "versions", "warmup_requests", *LIMITS)
+"""Options that are written into the repository."""
 port_options = stack(
     click.option("--http-port", type=int, default=8000, show_default=True, help="0 chooses a free one."),
     click.option("--grpc-port", type=int, default=8001, show_default=True, help="0 chooses a free one."),
@@ -100,3 +109,30 @@ drain_options = stack(
         help="Within 10 minutes; one more ends the server with status 4.",
     ),
 )
+
+
+def rendering(given: dict[str, Any]) -> dict[str, Any]:
+    """``engines_options`` as arguments of ``render_repository``."""
+    from toolchain.triton.served import QueueLimits
+
+    return {name: given[name] for name in ("model_name", *RENDERING) if name not in LIMITS} | {
+        "queue_limits": QueueLimits(**{name: given[name] for name in LIMITS})
+    }
+
+
+def refuse_ignored(repository: Path) -> None:
+    """UsageError TC-618 for options of rendering on the command line where ``repository`` is rendered already."""
+    context = click.get_current_context()
+    given = [name for name in RENDERING if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(
+            f"{repository} is rendered already; {names} would not be heeded",
+            hint="--force renders it again",
+            code="TC-618",
+        )
+
+
+def default_repository(engines: Sequence[Any]) -> Path:
+    """triton_repo/<engine>, of several engines triton_repo/<engine>+<engine>..."""
+    return Path("triton_repo") / "+".join(engine.name for engine in engines)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import UsageError
 from toolchain.triton.contract import INPUTS, MODEL_NAME, OUTPUTS
 from toolchain.triton.engine_dir import EngineDir
-from toolchain.triton.served import CANCELLATION_CHECK_PERIOD_MS, QueueLimits, write_served
+from toolchain.triton.served import (
+    CANCELLATION_CHECK_PERIOD_MS,
+    SERVED,
+    QueueLimits,
+    read_served,
+    write_served,
+)
 from toolchain.triton.version_policy import DEFAULT, set_version_policy
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -80,6 +86,17 @@ def write_version(engine: EngineDir, version_dir: Path, options: VersionOptions)
         )
     else:
         _write_model_yaml(engine, version_dir / "model.yaml", seen)
+
+
+def version_options_of(version_dir: Path) -> VersionOptions:
+    """What ``version_dir`` was written with, for another version that shall be like it. Defaults for what is not there:
+    target ``trtllm`` has none of it."""
+    if not (version_dir / SERVED).is_file():
+        return VersionOptions()
+    served = read_served(version_dir)
+    known = {key: served[key] for key in ("python", "ready_timeout_s", "warmup_requests") if key in served}
+    limits = {item.name: served.get(item.name) for item in fields(QueueLimits)}
+    return VersionOptions(**known, queue_limits=QueueLimits(**limits))
 
 
 def refuse_instances(target: str, options: ModelOptions) -> None:

@@ -9,7 +9,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.triton.client import RequestFailed
 from toolchain.triton.load import load_model, unload_model
 from toolchain.triton.probes import probe_engine
-from toolchain.triton.server import TritonServer
+from toolchain.triton.server import TritonServer, log_end
 from toolchain.triton.stubs import descendants, find_stubs, kill, kill_tree
 
 POLL_S = 0.1
@@ -64,7 +64,7 @@ class Recovery:
             last = f": {problem}" if problem else ""
             raise GaveUp(
                 f"{model} was brought back {self._max} times within {self._window_s:g} s and is down again{last}\n"
-                f"the end of {self._server.log_file}:\n{self._server.log_tail()}",
+                f"{log_end(self._server.log_file)}",
                 hint="its engine or this machine is at fault; --max-recoveries allows more",
                 code="TC-630",
             )

@@ -38,6 +38,14 @@ LOG_NOISE = re.compile(r"[+|]|I\d{4} ")
 SHM = Path("/dev/shm")
 
 
+def log_end(path: Path, lines: int = LOG_TAIL_LINES) -> str:
+    """The last lines of a log that are not tables or information: warnings, errors, the engine's own; with a
+    heading."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    telling = [line for line in text.splitlines() if line.strip() and not LOG_NOISE.match(line)]
+    return "\n".join([f"the end of {path}:", *(line[:LOG_WIDTH] for line in telling[-lines:])])
+
+
 class TritonServer:
     """Context manager of a tritonserver that serves ``repository``.
 
@@ -178,24 +186,14 @@ class TritonServer:
         if self.process is None or self.process.poll() is None:
             return
         raise ToolchainError(
-            f"tritonserver ended with status {self.process.returncode}; {self._log_end()}",
+            f"tritonserver ended with status {self.process.returncode}; {log_end(self.log_file)}",
             code="TC-622",
         )
 
     def _silent(self, what: str) -> ToolchainError:
         return ToolchainError(
-            f"tritonserver {what} after {self._ready_timeout_s:g} s; {self._log_end()}", code="TC-623"
+            f"tritonserver {what} after {self._ready_timeout_s:g} s; {log_end(self.log_file)}", code="TC-623"
         )
-
-    def _log_end(self) -> str:
-        return f"the end of {self.log_file}:\n{self.log_tail()}"
-
-    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
-        """The last lines of the log that are not tables or information: warnings, errors, the engine's
-        own."""
-        text = self.log_file.read_text(encoding="utf-8", errors="replace")
-        telling = [line for line in text.splitlines() if line.strip() and not LOG_NOISE.match(line)]
-        return "\n".join(line[:LOG_WIDTH] for line in telling[-lines:])
 
     def stop(self) -> None:
         """SIGTERM, wait for running requests, then make sure that no process and no shared memory is left.

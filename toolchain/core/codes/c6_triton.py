@@ -35,6 +35,22 @@ CODES: dict[str, tuple[str, str]] = {
         "Models of one repository need names of their own",
         "Several engines are models named after themselves. One engine may have --model-name.",
     ),
+    "TC-615": (
+        "This model cannot be updated in place",
+        "A rolling update needs a running server, an engine of the same target and a policy that loads new versions.",
+    ),
+    "TC-616": (
+        "The new version does not load, or does not answer",
+        "The version before goes on serving and the new one was removed. The end of the log says what was wrong.",
+    ),
+    "TC-617": (
+        "The old version was not unloaded",
+        "The new one serves. Requests still run on the old one; its directory is kept.",
+    ),
+    "TC-618": (
+        "Options of rendering for a repository that is there",
+        "They stand in its files: --force renders it again, or leave them out.",
+    ),
     "TC-620": (
         "No tritonserver on this machine",
         "`make tritonserver` installs one for CPU machines; NVIDIA's containers have one on PATH.",
@@ -58,6 +74,7 @@ CODES: dict[str, tuple[str, str]] = {
         "The directory of running servers cannot be trusted",
         "Another user could write it. Remove it, or name another with TOOLCHAIN_RUNTIME_DIR.",
     ),
+    "TC-635": ("Not the address of a server", "Give HOST:PORT, or a URL such as http://127.0.0.1:8000."),
     "TC-625": ("tritonserver did not stop cleanly", "It was killed; requests that still ran are lost."),
     "TC-641": (
         "The OpenAI endpoint does not serve this target",
