@@ -56,10 +56,8 @@ def test_without_a_queue_a_request_runs_when_there_is_a_row(tiny: Tiny) -> None:
             engine.submit("abc", SHORT, quiet)
         running.cancel()
         running.result(30)
-        deadline = time.monotonic() + 30
-        while engine.load_now().running and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(engine.generate("abc", SHORT).token_ids) == 2
+        for _ in range(20):
+            assert len(engine.generate("abc", SHORT).token_ids) == 2
 
 
 def test_a_queue_full_of_prompt_tokens_refuses_the_next(tiny: Tiny) -> None:

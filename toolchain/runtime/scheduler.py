@@ -42,8 +42,8 @@ class Scheduler:
         self._prefills: deque[Prefill] = deque()
         self._batches: list[Batch] = []
         """One batch for all requests; one per request for models whose caches cannot be merged."""
-        self._rows = 0
-        """Requests that run, for other threads, which must not walk through the lists of this one."""
+        self._active: tuple[Request, ...] = ()
+        """Requests that run, for other threads, which must not walk through the lists of this one: always replaced."""
         self._change = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
@@ -53,13 +53,13 @@ class Scheduler:
         """Queue a request. Raises ToolchainError when the queue is full or the engine is closed."""
         with self._change:
             self._refuse_closed()
-            self._waiting.add(request, free=self._max_batch_size - self._rows)
+            self._waiting.add(request, free=self._max_batch_size - self._occupied())
             self._change.notify()
 
     def load(self) -> Load:
         """How much runs and waits at this moment."""
         with self._change:
-            return Load(running=self._rows, waiting=len(self._waiting), tokens=self._waiting.tokens)
+            return Load(running=self._occupied(), waiting=len(self._waiting), tokens=self._waiting.tokens)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run ``function`` on the model thread between two steps and return its result."""
@@ -104,6 +104,10 @@ class Scheduler:
         with self._change:
             self._change.wait_for(lambda: self._closing or self._waiting or self._calls or self._running())
             return not self._closing
+
+    def _occupied(self) -> int:
+        """Rows that are taken. One whose answer has just ended is free, though it is still to be cleared."""
+        return sum(not request.ended.is_set() for request in self._active)
 
     def _running(self) -> list[Request]:
         """Requests that have a row, or will have one when their prompt is read."""
@@ -151,14 +155,14 @@ class Scheduler:
             prefill.requests = [request for request in prefill.requests if not request.ended.is_set()]
         self._batches = [batch for batch in self._batches if batch.requests]
         self._prefills = deque(prefill for prefill in self._prefills if prefill.requests)
-        self._rows = len(self._running())
+        self._active = tuple(self._running())
 
     def _admit(self) -> None:
         """Take waiting requests into the free rows, oldest first."""
         free = self._max_batch_size - len(self._running())
         with self._change:
             taken = self._waiting.take(free)
-            self._rows = self._max_batch_size - free + len(taken)
+            self._active += tuple(taken)
         for request in taken:
             request.schedule()
         self._prefills.extend(group(self._runner, taken))
@@ -209,7 +213,7 @@ class Scheduler:
     def _fail_running(self, error: Exception) -> None:
         for request in self._running():
             request.fail(_failed("scheduling", error))
-        self._prefills, self._batches, self._rows = deque(), [], 0
+        self._prefills, self._batches, self._active = deque(), [], ()
 
     def _drain(self) -> None:
         with self._change:
