@@ -17,6 +17,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.openai_endpoint import MAX_SEQ_LEN, Running, endpoint, write_model
+from toolchain.openai.settings import ServedModel
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -430,6 +431,16 @@ def test_answers_beyond_the_context_are_refused_too(running: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="600 more were asked for") as caught:
         chat(running, max_tokens=600)
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_long_prompts_of_a_model_whose_context_is_not_known(model: Path) -> None:
+    with endpoint(model, models={"tensorrt_llm": ServedModel(tokenizer=model)}) as own:
+        client, long = own.client(), "word " * 20_000
+        answer = client.completions.create(model="tensorrt_llm", prompt=long)
+        assert answer.choices[0].text == long
+        chat_messages: Any = [{"role": "user", "content": long}]
+        client.chat.completions.create(model="tensorrt_llm", messages=chat_messages)
+        assert long in seen(own)["text_input"][0]
 
 
 def test_models_go_by_their_names(running: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,55 +13,63 @@ from toolchain.core.errors import UsageError
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.openai.failures import ApiError, bad_field
 from toolchain.openai.settings import ServedModel
+from toolchain.runtime.encode import LEAST_LONGEST, LONG_BYTES, longest_token
 
 T = TypeVar("T")
-LONG_CHARS = 64 * 1024
-"""Texts beyond this are read in a thread of their own, so that short requests never wait behind them."""
 
 
 class Texts:
-    """Safe in any number of tasks. Two threads, each with its own tokenizer: one for short texts, one for long."""
+    """Safe in any number of tasks. Two threads, each with its own tokenizer: one for short texts, and one for long ones
+    (of LONG_BYTES and more), so that nobody waits behind a megabyte."""
 
     def __init__(self, served: ServedModel) -> None:
         """Raises UsageError TC-207 for a tokenizer that cannot be used, TC-644 for a template that cannot be read."""
         template = None if served.chat_template is None else _read_template(served.chat_template)
-        self._lanes = tuple(_Lane(served.tokenizer, template) for _ in range(2))
-        self._longest = self._lanes[0].longest_token
+        tokenizer = load_tokenizer(served.tokenizer)
+        tokenizer.chat_template = _one_template(template or tokenizer.chat_template)
+        self.has_template = bool(tokenizer.chat_template)
+        self.template_variables = _variables(
+            tokenizer.chat_template, served.chat_template or served.tokenizer
+        )
+        """What the chat template reads; empty where there is none."""
+        self._most_bytes = max(LEAST_LONGEST, longest_token(tokenizer))
+        self._short = _Lane(lambda: tokenizer)
+        self._long = _Lane(lambda: self._short.pool.submit(copy.deepcopy, tokenizer).result())
 
     async def run(self, size: int, work: Callable[[Any], T]) -> T:
         """``work(tokenizer)`` off the event loop. ``size``: characters of the text that it reads."""
-        lane = self._lanes[size > LONG_CHARS]
-        return await asyncio.get_running_loop().run_in_executor(lane.pool, work, lane.tokenizer)
-
-    @property
-    def template_variables(self) -> frozenset[str]:
-        """Variables that the chat template reads; empty where there is no template."""
-        return self._lanes[0].variables
-
-    @property
-    def has_template(self) -> bool:
-        return bool(self._lanes[0].tokenizer.chat_template)
+        lane = self._long if size >= LONG_BYTES else self._short
+        return await asyncio.get_running_loop().run_in_executor(lane.pool, lambda: work(lane.tokenizer()))
 
     def exceeds(self, characters: int, limit: int) -> bool:
         """True only where so long a text has more than ``limit`` tokens whatever it says: nobody has to count."""
-        return characters > (limit + 1) * self._longest
+        return characters > (limit + 1) * self._most_bytes
 
     def close(self) -> None:
-        for lane in self._lanes:
+        for lane in (self._short, self._long):
             lane.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Lane:
-    def __init__(self, directory: Path, template: str | None) -> None:
-        self.tokenizer = load_tokenizer(directory)
-        if template is not None:
-            self.tokenizer.chat_template = template
-        if isinstance(self.tokenizer.chat_template, dict):
-            templates = self.tokenizer.chat_template
-            self.tokenizer.chat_template = templates.get("default") or next(iter(templates.values()))
-        self.variables = _variables(self.tokenizer.chat_template, directory)
-        self.longest_token = max((len(token) for token in self.tokenizer.get_vocab()), default=1)
+    """One thread, with a tokenizer that no other uses."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        """``make``: called at the first use, in the lane's thread; a large vocabulary takes 100 MB."""
+        self._make = make
+        self._tokenizer: Any = None
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="openai-texts")
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = self._make()
+        return self._tokenizer
+
+
+def _one_template(found: Any) -> str | None:
+    """Tokenizers may have several templates by name; "default" is the one for a conversation."""
+    if isinstance(found, dict):
+        return found.get("default") or next(iter(found.values()), None)
+    return found or None
 
 
 def _read_template(path: Path) -> str:
@@ -70,7 +79,7 @@ def _read_template(path: Path) -> str:
         raise UsageError(f"the chat template {path} cannot be read: {error}", code="TC-644") from error
 
 
-def _variables(template: str | None, directory: Path) -> frozenset[str]:
+def _variables(template: str | None, origin: Path) -> frozenset[str]:
     """Raises UsageError TC-644 for a template that is no Jinja."""
     from jinja2 import TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -84,7 +93,7 @@ def _variables(template: str | None, directory: Path) -> frozenset[str]:
         return frozenset(meta.find_undeclared_variables(environment.parse(plain)))
     except TemplateError as error:
         raise UsageError(
-            f"the chat template of {directory} is no Jinja template: {error}",
+            f"the chat template of {origin} is no Jinja template: {error}",
             hint="correct it, or give another one",
             code="TC-644",
         ) from error
