@@ -106,7 +106,7 @@ class Ceiling:
         return Bare(
             tokens_per_s=tokens / seconds if seconds else 0.0,
             cpu_share=fast.cpu_share,
-            added_ttft_ms=max(0.0, sum(ttft) / max(1, len(ttft)) * 1000 - pace_ms),
+            added_ttft_ms=sum(ttft) / max(1, len(ttft)) * 1000,
             jitter_p99_ms=percentile(late, 99) * 1000 if late else 0.0,
         )
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from toolchain.bench.lag import LagMeter
 from toolchain.bench.targets.base import Request, RequestError, Target
 
 AFTER_FAILURE_S = 0.1
 """A user whose request failed waits before the next one: a server that refuses everything is not hammered."""
-TICK_S = 0.005
 SPIN_S = 0.0015
 """Timers of the event loop are up to a millisecond late; the rest is waited for by looking at the clock."""
 
@@ -81,24 +81,20 @@ class Driver:
         """Measured requests that run, or are about to."""
         self._measuring_since: float | None = None
         self._outstanding = self._peak = self._held_back = 0
-        self._lag: list[float] = []
 
     async def run(self) -> Driven:
-        ticking = asyncio.create_task(self._tick())
         started_s, cpu = time.perf_counter(), _cpu_s()
-        try:
+        with LagMeter() as meter:
             if self._load.due_s is None:
                 await asyncio.gather(*(self._user() for _ in range(self._load.concurrency)))
             else:
                 await self._send_when_due(self._load.due_s, started_s)
-        finally:
-            ticking.cancel()
         seconds = time.perf_counter() - started_s
         return Driven(
             answers=self._answers,
             started_s=started_s,
             cpu_share=(_cpu_s() - cpu) / seconds if seconds else 0.0,
-            lag_s=self._lag,
+            lag_s=meter.lag_s,
             outstanding_peak=self._peak,
             held_back=self._held_back,
         )
@@ -187,12 +183,6 @@ class Driver:
         answer.finished_s = last_s if last_s is not None and answer.error is None else time.perf_counter()
         if answer.error is None and last_s is None:
             answer.error = "the answer was empty: not one response came"
-
-    async def _tick(self) -> None:
-        while True:
-            wanted = time.perf_counter() + TICK_S
-            await asyncio.sleep(TICK_S)
-            self._lag.append(max(0.0, time.perf_counter() - wanted))
 
 
 async def _sleep_until(at_s: float) -> None:

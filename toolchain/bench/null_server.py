@@ -1,8 +1,8 @@
 """A server that does nothing: what is measured against it is the load generator, the protocol and this machine.
 
 ``python -m toolchain.bench.null_server sse|grpc`` prints its port. It streams as many tokens as were asked for: as fast
-as it can, or, from the arrival of the request on, one in as many milliseconds as the last line on stdin says; each line
-is answered with itself. It ends when its stdin closes.
+as it can, or the first at once and then one in as many milliseconds as the last line on stdin says; each line is
+answered with itself. It ends when its stdin closes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def paced(count: int) -> AsyncIterator[int]:
     started_s, period_s = time.perf_counter(), PACE.period_s
     for index in range(count):
         if period_s:
-            left = started_s + (index + 1) * period_s - time.perf_counter()
+            left = started_s + index * period_s - time.perf_counter()
             if left > 0:
                 await asyncio.sleep(left)
         yield index
