@@ -13,6 +13,7 @@ from toolchain.report.inputs import EngineFiles, read_engine
 from toolchain.report.page import render
 from toolchain.report.sections import (
     audit,
+    before_after,
     commands,
     divergence,
     experts,
@@ -43,6 +44,7 @@ SECTIONS: tuple[Callable[[EngineFiles], Section], ...] = (
     generations.section,
     tasks.section,
     speed.section,
+    before_after.section,
     commands.section,
     commands.versions,
 )

@@ -24,6 +24,8 @@ FILES = {
     "tasks": "tasks.json",
 }
 """Name in ``EngineFiles`` -> path in the engine directory."""
+SOURCE_BENCHES = "bench/source"
+"""Where benchmarks of the source model are, in the engine directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class EngineFiles:
     """Names of the two files that were left out for that reason."""
     benches: tuple[tuple[str, Document], ...]
     """File name and result of each benchmark, the oldest first."""
+    source_benches: tuple[tuple[str, Document], ...]
+    """The same of the source model, run by the same runtime."""
     stages: Document
     """Stage -> its record, from engine.json or, where that is not written yet, from stages/."""
     shard_bytes: int | None
@@ -94,7 +98,8 @@ def read_engine(directory: Path) -> EngineFiles:
         directory=directory,
         **found,
         outdated=outdated,
-        benches=tuple((path.name, _document(path)) for path in sorted((directory / "bench").glob("*.json"))),
+        benches=_benches(directory / "bench"),
+        source_benches=_benches(directory / SOURCE_BENCHES),
         stages=records if isinstance(records, Mapping) else _records(directory / "stages"),
         shard_bytes=sum(shards) if shards else None,
         manifest_sha256=sha256_file(manifest) if manifest.is_file() else None,
@@ -113,6 +118,10 @@ def _leave_out_outdated(found: dict[str, Document]) -> tuple[str, ...]:
             found[name] = {}
             left.append(FILES[name])
     return tuple(left)
+
+
+def _benches(directory: Path) -> tuple[tuple[str, Document], ...]:
+    return tuple((path.name, _document(path)) for path in sorted(directory.glob("*.json")))
 
 
 def _records(directory: Path) -> Document:

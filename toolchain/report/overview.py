@@ -15,6 +15,7 @@ from toolchain.report.palette import CATEGORIES, categories
 from toolchain.report.sections.layer_error import measured_layers
 from toolchain.report.sections.speed import TIMES
 from toolchain.report.sections.summary import effective_bits
+from toolchain.report.trade_off import alike, served, trade_off
 from toolchain.report.verdict import increase_of, judge
 
 
@@ -143,14 +144,8 @@ def _layer_lines(rows: list[dict[str, Any]], shown: list[str], left: int) -> Fig
 def speed_section(engines: Sequence[EngineFiles], names: Sequence[str]) -> Section:
     """All levels of the newest benchmark of each engine, and a warning when they were not run alike."""
     rows: list[list[Cell | str]] = []
-    conditions = set()
     for engine, name in zip(engines, names, strict=True):
         bench = engine.benches[-1][1] if engine.benches else {}
-        settings, environment = part(bench, "settings"), part(bench, "environment")
-        if bench:
-            asked = tuple(text(settings, key) for key in ("prompt_tokens", "output_tokens"))
-            machine = (text(environment, "cpu"), text(environment, "cpu_cores"), str(environment.get("gpus")))
-            conditions.add((asked, machine))
         for level in parts(bench, "levels"):
             rate = number(level, "output_tokens_per_s")
             users = number(level, "concurrency")
@@ -172,7 +167,11 @@ def speed_section(engines: Sequence[EngineFiles], names: Sequence[str]) -> Secti
     heads = ["Users", "Tokens/s", *(f"{words} p50 (ms)" for words in TIMES.values())]
     columns += [Column(title=head, numeric=True) for head in heads]
     blocks: list[Block] = [table("Newest benchmark of each engine", columns, rows)]
-    if len(conditions) > 1:
+    newest = [
+        (engine.benches[-1][1], name) for engine, name in zip(engines, names, strict=True) if engine.benches
+    ]
+    if not alike([bench for bench, _ in newest]):
         words = "These benchmarks differ in machine or in lengths of prompts and answers: their figures do not compare."
         blocks.insert(0, Paragraph(text=words, tone="warning"))
+    blocks += trade_off([point for bench, name in newest for point in served(bench, name)])
     return Section(id="speed", title=title, short="Speed", blocks=tuple(blocks))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ START = (
     "sys.argv = ['aiperf', *sys.argv[1:], *(['--api-key', key] if key else [])]; sys.exit(app())"
 )
 """Its command, with the API key from the environment: an argument could be read by every user of the machine."""
+FAILURE = re.compile(r'"error":(\{.*\})')
+"""In a line of its records."""
 TRITON_PATH = "/v2/models/{model}/generate_stream"
 ENDPOINT_TYPES = {"completions": "completions", "chat": "chat"}
 
@@ -112,7 +116,7 @@ def execute(run: Run, progress: Progress, *, description: str) -> None:
             _stop(process)
     if process.returncode:
         raise ToolchainError(
-            f"aiperf ended with status {process.returncode}: {_last_words(log)}",
+            f"aiperf ended with status {process.returncode}: {_failures(run) or _last_words(log)}",
             hint="check that the server answers at this address; aiperf's own words are above",
             code=CODE,
         )
@@ -160,6 +164,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=STOP_S)
+
+
+def _failures(run: Run) -> str:
+    """It fails when every request has failed; what they said is in its records. Nothing where there are none."""
+    path = run.artifacts / RECORDS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    found = Counter(match.group(1) for line in lines if (match := FAILURE.search(line)))
+    return "; ".join(f"{count} times {words}" for words, count in found.most_common(2))[:1500]
 
 
 def _last_words(log: Path) -> str:

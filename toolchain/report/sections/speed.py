@@ -18,6 +18,7 @@ from toolchain.report.documents import Document, number, part, parts, text, text
 from toolchain.report.figures import Figure, draw
 from toolchain.report.inputs import EngineFiles
 from toolchain.report.numbers import count, significant
+from toolchain.report.trade_off import Served, alike, served, trade_off
 
 TIMES = {"ttft_ms": "TTFT", "itl_ms": "ITL", "e2e_ms": "End to end"}
 QUANTILES = ("p50", "p90", "p99")
@@ -36,12 +37,21 @@ def section(files: EngineFiles) -> Section:
     ]
     if (figure := _figure(latest)) is not None:
         blocks.append(figure)
+    blocks += trade_off(_served(files, latest))
     if earlier := files.benches[-2::-1]:
         older = tuple(levels_table(document, file) for file, document in earlier)
         blocks.append(
             Fold(summary=f"{len(older)} earlier benchmark{'s' if len(older) > 1 else ''}", blocks=older)
         )
     return Section(id="speed", short="Speed", title=title, blocks=tuple(blocks))
+
+
+def _served(files: EngineFiles, latest: Document) -> list[Served]:
+    """The newest benchmark, and that of the source model where it was measured alike."""
+    points = served(latest, files.name)
+    if files.source_benches and alike([latest, files.source_benches[-1][1]]):
+        points += served(files.source_benches[-1][1], "source model")
+    return points
 
 
 def settings_facts(bench: Document) -> tuple[tuple[str, str], ...]:
