@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -48,6 +49,7 @@ LACKING = {
 }
 """What tritonserver says -> what is missing here rather than wrong there."""
 MESSAGE_LENGTH = 600
+ENDS_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def _until_it_ends(
         while waiting:
             progress.note(f"loading {waiting[0]}")
             outcome = _try(server, waiting[0], timeout_s)
-            ended = server.process is not None and server.process.poll() is not None
+            ended = server.process is None or server.process.poll() is not None
             if ended and not first:
                 return  # perhaps an earlier model's doing: once more, on a server of its own
             waiting.pop(0)
@@ -139,8 +141,8 @@ def _try(server: TritonServer, model: str, timeout_s: float) -> Outcome:
         load_model(server.grpc_url, model, timeout_s=timeout_s)
     except ToolchainError as error:
         said = _said(server, model, before) or error.message
-        if server.process is not None and server.process.poll() is not None:
-            said = f"tritonserver ended with status {server.process.returncode} while loading it; {said}"
+        if _has_ended(server):
+            said = f"tritonserver ended while loading it; {said}"
         for pattern, text in LACKING.items():
             if match := re.search(pattern, f"{said} {error.message}"):
                 return Outcome(model=model, state="not checked", said=text.format(*match.groups()))
@@ -150,7 +152,18 @@ def _try(server: TritonServer, model: str, timeout_s: float) -> Outcome:
     except NotAskable as error:
         return Outcome(model=model, state="not checked", said=f"loaded, not asked: {error.message}")
     except ToolchainError as error:
-        return Outcome(model=model, state="loaded", said=error.message[:MESSAGE_LENGTH])
+        state: State = "refused" if _has_ended(server) else "loaded"
+        said = (
+            f"tritonserver ended while it was asked; {error.message}" if state == "refused" else error.message
+        )
+        return Outcome(model=model, state=state, said=said[:MESSAGE_LENGTH])
+
+
+def _has_ended(server: TritonServer) -> bool:
+    """Connections break a moment before the process is gone."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return server.process is None or server.process.wait(ENDS_WITHIN_S) is not None
+    return False
 
 
 def _said(server: TritonServer, model: str, before: int) -> str:
