@@ -62,10 +62,10 @@ def tasks(document: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def speed(bench: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per concurrency of a benchmark; nothing where every request failed."""
+    """One row per level of a benchmark (users at once, or requests per second); nothing where every request failed."""
     return [
         {
-            "concurrency": level["concurrency"],
+            "concurrency": level["concurrency"] or f"{level['rate']:g} per second",
             "ttft": f"{level['ttft_ms']['p50']:.1f}",
             "tpot": f"{level['tpot_ms']['p50']:.2f}",
             "throughput": f"{level['output_tokens_per_s']:.1f}",

@@ -11,6 +11,9 @@ from toolchain.bench.targets.base import RequestError, unusable
 from toolchain.bench.targets.sse import EventParser
 
 LONGEST_MESSAGE = 300
+IDLE_S = 2.0
+"""Connections that lay idle for longer are not used again: uvicorn closes them after 5 s, and between two loads nobody
+here would see it."""
 
 
 class Http:
@@ -27,7 +30,7 @@ class Http:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
                 timeout=aiohttp.ClientTimeout(total=None),
                 headers=self._headers,
             )
