@@ -26,8 +26,7 @@ Exit status:
   1  failed: the server did not start
   2  wrong usage: a bad engine, a port in use
   3  stopped by a signal; streams still ran after --drain-timeout-s and were cut
-  4  a model died or hung and could not be brought back
-  5  tritonserver ended by itself
+  4  a model died or hung, or tritonserver ended, and could not be brought back
   130, 143  a second SIGINT, SIGTERM: ended at once
 """
 

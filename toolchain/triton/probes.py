@@ -15,8 +15,6 @@ REQUEST_METRICS = {
     "toolchain_requests_waiting": "waiting",
     "toolchain_generated_tokens": "generated_tokens",
     "toolchain_generated_tokens_total": "generated_tokens",
-    "nv_inference_count": "inferences",
-    "nv_inference_count_total": "inferences",
 }
 
 
@@ -24,13 +22,13 @@ REQUEST_METRICS = {
 class ModelLoad:
     """What a model does, from Triton's /metrics; summed over versions and instances.
 
-    ``inferences`` counts when a request ends, the rest is told by target local once a second (else 0).
+    Target local tells it once a second; of others it stays 0. Triton's own nv_inference_count says nothing about an
+    engine: it counts requests of a decoupled model when they come, also those that nobody answers.
     """
 
     running: int = 0
     waiting: int = 0
     generated_tokens: int = 0
-    inferences: int = 0
 
 
 def probe_stub(grpc_url: str, model: str, *, timeout_s: float) -> float:

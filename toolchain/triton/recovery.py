@@ -1,4 +1,4 @@
-"""Brings a model back whose stub is dead or whose engine hangs: unload and load, so often and no more."""
+"""Brings back a model whose stub is dead or whose engine hangs, or a server that ended: so often, and no more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from toolchain.core.errors import ToolchainError
 from toolchain.triton.client import RequestFailed
 from toolchain.triton.load import load_model, unload_model
 from toolchain.triton.probes import probe_engine
-from toolchain.triton.server import TritonServer, log_end
+from toolchain.triton.server import TritonServer
+from toolchain.triton.server_log import log_end
 from toolchain.triton.stubs import descendants, find_stubs, kill, kill_tree
 
 POLL_S = 0.1
@@ -18,7 +19,7 @@ RESTART_TIMEOUT_S = 120.0
 
 
 class GaveUp(ToolchainError):
-    """A model could not be brought back."""
+    """A model, or the server, could not be brought back."""
 
     exit_code = 4
 
@@ -43,7 +44,7 @@ class Recovery:
         """
         problem = ""
         while True:
-            self._count(model, problem)
+            self._count(model, problem, "TC-630")
             try:
                 if not (hung and self._restart_engine(model)):
                     self._reload(model)
@@ -56,7 +57,19 @@ class Recovery:
             else:
                 return
 
-    def _count(self, model: str, problem: str) -> None:
+    def restart_server(self) -> None:
+        """Start tritonserver again, which ended by itself. GaveUp TC-632."""
+        problem = ""
+        while True:
+            self._count("tritonserver", problem, "TC-632")
+            try:
+                self._server.restart()
+            except ToolchainError as error:
+                problem = error.message
+            else:
+                return
+
+    def _count(self, model: str, problem: str, code: str) -> None:
         now = time.monotonic()
         while self._moments and now - self._moments[0] > self._window_s:
             self._moments.popleft()
@@ -66,7 +79,7 @@ class Recovery:
                 f"{model} was brought back {self._max} times within {self._window_s:g} s and is down again{last}\n"
                 f"{log_end(self._server.log_file)}",
                 hint="its engine or this machine is at fault; --max-recoveries allows more",
-                code="TC-630",
+                code=code,
             )
         self._moments.append(now)
 

@@ -31,7 +31,7 @@ CHECK_S = 0.5
 
 
 class Exit(IntEnum):
-    """Exit status of ``toolchain serve``, beside 1 (failed), 2 (wrong usage), 4 (GaveUp) and 5 (ServerEnded)."""
+    """Exit status of ``toolchain serve``, beside 1 (failed), 2 (wrong usage) and 4 (GaveUp)."""
 
     DRAINED = 0
     CUT = 3
@@ -97,8 +97,8 @@ def serve_engine(
     ``frontend(server)`` starts a further endpoint, which is drained before the server.
 
     Raises UsageError when ``repository`` was not rendered, FindingsError when its lint fails, ToolchainError when the
-    server does not start, GaveUp (exit status 4) for a model that cannot be brought back, ServerEnded (5), and
-    Interrupted for a second signal: everything has ended by then.
+    server does not start, GaveUp (exit status 4) for a model or a server that cannot be brought back, and Interrupted
+    for a second signal: everything has ended by then.
     """
     options, progress = options or ServeOptions(), progress or Silent()
     engines = _checked_engines(engine_dir, repository, model_name)
@@ -179,6 +179,8 @@ def _run(parts: _Parts, on_ready: Callable[[Serving], None], stop: threading.Eve
         while not stop.wait(CHECK_S):
             pass
         supervisor.stop()
+        if supervisor.restarting:
+            server.kill()  # nothing runs that could be drained
         ending = _drain(parts)
     if supervisor.failure is not None:
         raise supervisor.failure

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from toolchain.triton.install import require_server
 from toolchain.triton.model_dir import model_names, text_models
 from toolchain.triton.ports import check_free, choose_free
 from toolchain.triton.probes import probe_engine
+from toolchain.triton.server_log import log_end
 from toolchain.triton.sessions import end_session
 from toolchain.triton.stubs import find_stubs
 
@@ -31,19 +32,7 @@ KILL_AFTER_S = 10.0
 WITHOUT_STUBS_S = 2.0
 """tritonserver ends within a second after its last stub, unless a dead one left requests behind."""
 Ending = Literal["drained", "cut", "killed"]
-LOG_TAIL_LINES = 30
-LOG_WIDTH = 400
-LOG_NOISE = re.compile(r"[+|]|I\d{4} ")
-"""Tables of options, and lines of level INFO."""
 SHM = Path("/dev/shm")
-
-
-def log_end(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log that are not tables or information: warnings, errors, the engine's own; with a
-    heading."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    telling = [line for line in text.splitlines() if line.strip() and not LOG_NOISE.match(line)]
-    return "\n".join([f"the end of {path}:", *(line[:LOG_WIDTH] for line in telling[-lines:])])
 
 
 class TritonServer:
@@ -75,6 +64,10 @@ class TritonServer:
         self._ready_timeout_s = ready_timeout_s
         self._exit_timeout_s = max(5, exit_timeout_s)
         self._progress = progress or Silent()
+        self._life = threading.Lock()
+        self._started = False
+        self._closed = False
+        """Set when it is ended: a restart that is under way in another thread must not bring it back."""
         self._shm_prefix = f"toolchain_{os.getpid()}_{secrets.token_hex(4)}_"
 
     def __enter__(self) -> Self:
@@ -114,14 +107,24 @@ class TritonServer:
         command = [str(installation.binary), *installation.arguments, *self._arguments()]
         self._progress.note(f"starting {installation.description}; log: {self.log_file}")
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("wb") as log:
-            self.process = self._spawn(command, installation.environ(), log)
+        with self._life:
+            if self._closed:
+                raise ToolchainError("tritonserver was told to stop", code="TC-622")
+            with self.log_file.open("ab" if self._started else "wb") as log:
+                self.process = self._spawn(command, installation.environ(), log)
+            self._started = True
         try:
             self._wait_until_it_answers()
         except BaseException:
-            self.kill()
+            self._reap()
             raise
         return self
+
+    def restart(self) -> None:
+        """Start it again on the same ports after it ended by itself; the log goes on. Raises what ``start`` raises."""
+        self._reap()
+        self._wanted_ports = (self.http_port, self.grpc_port, self.metrics_port)
+        self.start()
 
     def _arguments(self) -> list[str]:
         """Never ``--disable-auto-complete-config``: the llmapi layout gets its batch size and policy that
@@ -183,10 +186,12 @@ class TritonServer:
 
     def check_running(self) -> None:
         """ToolchainError with the end of the log when the process has ended."""
-        if self.process is None or self.process.poll() is None:
+        process = self.process
+        if process is not None and process.poll() is None:
             return
+        status = "as it was told to" if process is None else f"with status {process.returncode}"
         raise ToolchainError(
-            f"tritonserver ended with status {self.process.returncode}; {log_end(self.log_file)}",
+            f"tritonserver ended {status}; {log_end(self.log_file)}",
             code="TC-622",
         )
 
@@ -215,6 +220,8 @@ class TritonServer:
         Requests that a dead stub left behind keep tritonserver until its exit timeout, although nobody will answer
         them; the models that still ran have been unloaded by then, and their stubs have ended.
         """
+        with self._life:
+            self._closed = True
         process = self.process
         if process is None:
             return "drained"
@@ -238,6 +245,11 @@ class TritonServer:
 
     def kill(self) -> None:
         """End it at once, with all its processes and its shared memory. Nothing when it has ended."""
+        with self._life:
+            self._closed = True
+        self._reap()
+
+    def _reap(self) -> None:
         process, self.process = self.process, None
         if process is None:
             return

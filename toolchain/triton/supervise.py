@@ -37,17 +37,11 @@ class SupervisionSettings:
     """How long a model may take to load again."""
 
 
-class ServerEnded(ToolchainError):
-    """tritonserver ended although nobody told it to."""
-
-    exit_code = 5
-
-
 class Supervisor:
     """A thread that watches ``server``. ``on_down(model, reason)`` is called when a model is found dead or hung: its
     running requests will never be answered.
 
-    ``failure`` is set, and ``ended``, when it has to give up: the server is gone, or a model does not come back.
+    ``failure`` is set, and ``ended``, when it has to give up: a model, or the server, does not come back.
     """
 
     def __init__(
@@ -63,6 +57,8 @@ class Supervisor:
     ) -> None:
         self.health = health
         self.failure: ToolchainError | None = None
+        self.restarting = False
+        """Whether there is no server at this moment."""
         self.ended = ended
         self._server = server
         self._settings = settings
@@ -104,7 +100,7 @@ class Supervisor:
         probe_at = time.monotonic() + self._settings.probe_interval_s
         while not self._stopping.wait(WATCH_S):
             try:
-                self._check_running()
+                self._keep_server()
                 for stub in self._vanished():
                     self._recover(stub.model, Verdict.DEAD, f"stub {stub.instance} (pid {stub.pid}) ended")
                 if time.monotonic() >= probe_at:
@@ -117,11 +113,19 @@ class Supervisor:
                 self.ended.set()
                 return
 
-    def _check_running(self) -> None:
+    def _keep_server(self) -> None:
+        """Start the server again when it has ended: a stub that dies while it holds a lock takes it along."""
         try:
             self._server.check_running()
         except ToolchainError as error:
-            raise ServerEnded(error.message, hint=f"see {self._server.log_file}", code="TC-632") from error
+            self.restarting = True
+            for name in self._watches:
+                self._down(name, "tritonserver ended")
+            self._progress.note(f"{error.message}\nstarting it again")
+            self._recovery.restart_server()
+            self.restarting = False
+            for name in self._watches:
+                self._up(name)
 
     def _vanished(self) -> list[Stub]:
         """One stub per model that has gone although its version is said to be ready: it died."""
@@ -162,14 +166,20 @@ class Supervisor:
             return
         started = time.monotonic()
         self._progress.note(f"{model} is {verdict.value}: {reason}; bringing it back")
+        self._down(model, reason)
+        self._recovery.recover(model, hung=verdict is Verdict.HUNG)
+        self._up(model)
+        self._progress.note(f"{model} answers again after {time.monotonic() - started:.1f} s")
+
+    def _down(self, model: str, reason: str) -> None:
         self.health.update(model, up=False, reason=reason)
         self.health.recovered(model)
         self._on_down(model, reason)
-        self._recovery.recover(model, hung=verdict is Verdict.HUNG)
+
+    def _up(self, model: str) -> None:
         self._watches[model].reset()
         self.health.update(model, up=True, reason="", last_probe=time.time())
         self._remember_stubs()
-        self._progress.note(f"{model} answers again after {time.monotonic() - started:.1f} s")
 
     def _remember_stubs(self) -> None:
         process = self._server.process

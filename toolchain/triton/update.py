@@ -33,7 +33,7 @@ from toolchain.triton.model_dir import (
 )
 from toolchain.triton.probes import probe_engine, read_index
 from toolchain.triton.served import version_dirs
-from toolchain.triton.server import log_end
+from toolchain.triton.server_log import log_end
 from toolchain.triton.state import server_of
 from toolchain.triton.version_policy import serves_only_latest
 

@@ -51,16 +51,12 @@ class ModelWatch:
     hang_timeout_s: float
     pool: ThreadPoolExecutor
     _strikes: int = 0
-    _own: int = 0
-    """Probes that were answered: Triton counts them as inferences."""
-    _progress: tuple[int, int] = (0, 0)
     _progressed: float = field(default_factory=time.monotonic)
     _tokens: tuple[int, float] = (0, 0.0)
     _pending: Future[float] | None = None
 
     def check(self, load: ModelLoad | None) -> tuple[Verdict, str]:
         """The verdict and its reason. ``load``: from the server's metrics, None when they could not be had."""
-        # Before the probes below: theirs must not be taken for the progress of others.
         busy = load is not None and self._note_load(load)
         reason = self._ask_stub()
         if reason:
@@ -82,12 +78,11 @@ class ModelWatch:
             self.health.update(self.name, up=False, reason=error.message)
             return error.message
         self._strikes = 0
-        self._own += 1
         self.health.update(self.name, stub_seconds=seconds)
         return ""
 
     def _note_load(self, load: ModelLoad) -> bool:
-        """Whether anything but our own probes got on since the last look."""
+        """Whether tokens were generated since the last look. Target trtllm counts none: there only probes tell."""
         now = time.monotonic()
         tokens, since = self._tokens
         rate = max(0, load.generated_tokens - tokens) / (now - since) if since else 0.0
@@ -99,10 +94,9 @@ class ModelWatch:
             generated_tokens=load.generated_tokens,
             tokens_per_second=round(rate, 1),
         )
-        progress = (load.generated_tokens, load.inferences - self._own)
-        if progress == self._progress:
+        if load.generated_tokens == tokens:
             return False
-        self._progress, self._progressed = progress, now
+        self._progressed = now
         self._alive()
         return True
 
@@ -120,7 +114,6 @@ class ModelWatch:
             self._pending = None
             return self._silent(error)
         self._pending = None
-        self._own += 1
         self._progressed = time.monotonic()
         self.health.update(self.name, engine_seconds=seconds)
         self._alive()

@@ -68,7 +68,10 @@ CODES: dict[str, tuple[str, str]] = {
         "It was unloaded and loaded as often as --max-recoveries allows. The end of the log is shown. Exit status 4.",
     ),
     "TC-631": ("A model could not be loaded or unloaded", "What tritonserver said is shown; see its log."),
-    "TC-632": ("tritonserver ended by itself", "The end of its log is shown. Exit status 5: start it again."),
+    "TC-632": (
+        "tritonserver ended by itself, as often as --max-recoveries allows",
+        "The end of its log is shown. Exit status 4.",
+    ),
     "TC-633": ("A server does not answer", "Its metrics or its repository index could not be read."),
     "TC-634": (
         "The directory of running servers cannot be trusted",
