@@ -107,6 +107,24 @@ def test_only_what_falls_into_the_window_is_throughput() -> None:
     assert found.requests_per_s == pytest.approx(2.0)
 
 
+def test_users_in_step_are_not_counted_twice() -> None:
+    """100 users that all begin at 0, 1 and 2: 100 requests a second, not the 150 that end within [1, 3]."""
+    waves = [
+        record(float(wave), wave + 0.5, wave + 1.0, measured=wave > 0)
+        for wave in range(3)
+        for _ in range(100)
+    ]
+    found = summed(Measured(records=waves, start_s=1.0, end_s=3.0))
+    assert found.requests == 200 and found.requests_per_s == pytest.approx(100.0)
+
+
+def test_what_still_waits_is_no_throughput_of_an_open_loop() -> None:
+    """Ten are due in each second, and five of them answered in it."""
+    records = [record(0.1 * n, 0.2 * n + 0.05, 0.2 * n + 0.1) for n in range(100)]
+    found = summed(Measured(records=records, start_s=0.0, end_s=10.0, open_loop=True))
+    assert found.requests_per_s == pytest.approx(5.0)
+
+
 def test_repeats_together_are_pooled() -> None:
     one = Measured(records=[record(0.0, 0.1, 0.2)], start_s=0.0, end_s=0.2)
     two = Measured(records=[record(5.0, 5.3, 5.6)], start_s=5.0, end_s=5.6)

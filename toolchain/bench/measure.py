@@ -66,6 +66,7 @@ def _sent(load: Load, driven: Driven, *, counter: TokenCounter, started: str) ->
             records=records,
             start_s=start_s,
             end_s=end_s,
+            open_loop=load.due_s is not None,
             held_back=driven.held_back,
             outstanding_peak=driven.outstanding_peak,
         ),

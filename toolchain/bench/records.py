@@ -33,6 +33,7 @@ class Measured:
     start_s: float
     end_s: float
     """The window: the load was complete all through it."""
+    open_loop: bool = False
     held_back: int = 0
     outstanding_peak: int = 0
 
@@ -54,9 +55,19 @@ class Measured:
             if record.error is None and record.piece_s
         )
 
-    def ended_within(self) -> int:
-        """Requests that ended well within the window."""
-        return sum(
-            record.error is None and self.start_s <= record.finished_s <= self.end_s
-            for record in self.records
-        )
+    def requests_within(self) -> float:
+        """Successful requests of the window.
+
+        Open loop: those that ended in it. Closed loop: each with the share of its time that lies in it. Users that
+        began together end together: counted by their ends, a window from one such wave to another would hold one wave
+        too many.
+        """
+        good = [record for record in self.records if record.error is None]
+        if self.open_loop:
+            return sum(self.start_s <= record.finished_s <= self.end_s for record in good)
+        return sum(self._share(record.started_s, record.finished_s) for record in good)
+
+    def _share(self, start_s: float, end_s: float) -> float:
+        if end_s <= start_s:
+            return float(self.start_s <= end_s <= self.end_s)
+        return max(0.0, min(end_s, self.end_s) - max(start_s, self.start_s)) / (end_s - start_s)

@@ -69,7 +69,7 @@ def summary(repeats: Sequence[Measured], *, settings: Settings, gpus: int | None
     gaps = [later - sooner for record in good for sooner, later in pairwise(record.piece_s)]
     duration_s = math.fsum(repeat.duration_s for repeat in repeats)
     rate = _rate(math.fsum(repeat.tokens_within() for repeat in repeats), duration_s)
-    served = _rate(sum(repeat.ended_within() for repeat in repeats), duration_s)
+    served = _rate(math.fsum(repeat.requests_within() for repeat in repeats), duration_s)
     messages = Counter(record.error for record in records if record.error is not None)
     return {
         "requests": len(records),

@@ -125,7 +125,7 @@ class Summary:
     output_tokens_per_s: float
     """Tokens that arrived within the window, over its length."""
     requests_per_s: float
-    """Successful ones that ended within the window, over its length."""
+    """Successful ones of the window, over its length. Closed loop: each with the share of its time that lies in it."""
     user_tokens_per_s: Distribution | None = None
     """1 / TPOT of each request: how fast its user sees tokens."""
     output_tokens_per_s_per_gpu: float | None = None
