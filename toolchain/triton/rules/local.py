@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from toolchain.triton.served import SERVED
 
 MAX_BYTES = 2**20
 AGAIN = "render the repository again"
+TEMPLATES = Path(__file__).parent.parent / "templates"
+IMPORT = re.compile(rb"^(?:from|import) (\w+)", re.MULTILINE)
 PATHS = ("engine_dir", "python")
 NUMBERS = {
     "ready_timeout_s": (int, 1),
@@ -34,7 +37,7 @@ POLICY = Rule(
 )
 BESIDE = Rule(
     code="TC-604",
-    says="helpers.py, engine_process.py or served.json of the local layout is missing",
+    says="served.json of the local layout is missing, or a file that its model.py imports",
     server="refuses",
     hint=AGAIN,
 )
@@ -74,7 +77,7 @@ def lint_local(model: Model, versions: list[Path], *, check_paths: bool) -> Iter
 
 
 def _version(version: Path, where: str, *, check_paths: bool) -> Iterator[Finding]:
-    for name in ("helpers.py", "engine_process.py", SERVED):
+    for name in sorted({SERVED, *_modules(version)}):
         if not (version / name).is_file():
             yield BESIDE.found(f"{where}/{name}", "missing")
     where = f"{where}/{SERVED}"
@@ -98,6 +101,13 @@ def _version(version: Path, where: str, *, check_paths: bool) -> Iterator[Findin
         yield from _paths(served, where)
 
 
+def _modules(version: Path) -> set[str]:
+    """The files of the template that the ones in ``version`` import."""
+    ours = {path.name for folder in ("shared", "local") for path in (TEMPLATES / folder).glob("*.py")}
+    there = [read_bytes(path, path.name, limit=MAX_BYTES)[0] for path in version.glob("*.py")]
+    return ours & {f"{name.decode()}.py" for text in there for name in IMPORT.findall(text)}
+
+
 def _values(served: dict[str, Any], where: str) -> Iterator[Finding]:
     for key in PATHS:
         if not isinstance(served.get(key), str) or not served[key]:
@@ -116,8 +126,8 @@ def _values(served: dict[str, Any], where: str) -> Iterator[Finding]:
 
 
 def _paths(served: dict[str, Any], where: str) -> Iterator[Finding]:
-    engine, python = (Path(str(served.get(key) or "")) for key in PATHS)
-    if served.get("engine_dir") and not (engine / "engine.json").is_file():
+    engine, python = (Path(item) if isinstance(item := served.get(key), str) else Path() for key in PATHS)
+    if engine != Path() and not (engine / "engine.json").is_file():
         yield GONE.found(where, f"engine_dir {engine} holds no engine.json")
-    if served.get("python") and not (os.access(python, os.X_OK) and python.is_file()):
+    if python != Path() and not (os.access(python, os.X_OK) and python.is_file()):
         yield GONE.found(where, f"python {python} is not an executable file")

@@ -53,3 +53,9 @@ def markdown() -> str:
             says, server = (text.replace("|", "\\|") for text in (rule.says, rule.server))
             lines.append(f"| {subject} | {rule.code} | {rule.severity} | {says} | {server} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(markdown() + "\n")
