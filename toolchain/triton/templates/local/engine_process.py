@@ -49,9 +49,11 @@ class EngineProcess:
         try:
             message = reader.first(self._ready_timeout_s)
         except TimeoutError:
+            reader.go_on(False)
             _kill(process)
             raise EngineFailed(f"not ready within {self._ready_timeout_s:.0f} s") from None
         if message is None or message.get("op") != "ready":
+            reader.go_on(False)
             _kill(process)
             told = message.get("message", "") if message else f"it ended with status {process.returncode}"
             raise EngineFailed(f"{told}\n{stderr.tail()}".strip())
@@ -60,9 +62,10 @@ class EngineProcess:
             self.ready = message
             self._down_reason = ""
             if self._stopping:
+                reader.go_on(False)
                 _kill(process)
                 return
-        reader.go_on()
+        reader.go_on(True)
 
     def _spawn(self):
         environment = {key: os.environ[key] for key in os.environ if key not in ("PYTHONHOME", "PYTHONPATH")}
@@ -151,7 +154,7 @@ def _kill(process):
 
 class _Reader:
     """Messages from a pipe, handed on in the thread that reads them: the first to whoever waits for it, the others,
-    once that one was liked, to ``on_message``, and the end of the pipe to ``on_end``."""
+    if the reader shall go on after that one, to ``on_message``, and the end of the pipe to ``on_end``."""
 
     def __init__(self, pipe, on_message, on_end, log):
         self._pipe = pipe
@@ -159,7 +162,7 @@ class _Reader:
         self._on_end = on_end
         self._log = log
         self._first = queue.SimpleQueue()
-        self._liked = threading.Event()
+        self._verdict = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
     def first(self, timeout_s):
@@ -169,13 +172,15 @@ class _Reader:
         except queue.Empty:
             raise TimeoutError from None
 
-    def go_on(self):
-        self._liked.set()
+    def go_on(self, wanted):
+        """Hand on what follows the first message; or nothing more, also not the end."""
+        self._verdict.put(wanted)
 
     def _run(self):
         messages = self._messages()
         self._first.put(next(messages, None))
-        self._liked.wait()
+        if not self._verdict.get():
+            return
         for message in messages:
             try:
                 self._on_message(message)
