@@ -107,6 +107,22 @@ def test_penalties_follow_their_definitions_in_any_batch(rows: list[dict[str, An
                 penalties.add(token)
 
 
+def test_what_a_request_asks_for_does_not_change_its_neighbours(engine: LocalEngine) -> None:
+    base: dict[str, Any] = {"max_tokens": 20, "ignore_eos": True}
+    rows = [
+        SamplingParams(**base),
+        SamplingParams(**base, logprobs=3, presence_penalty=2.0),
+        SamplingParams(**base, temperature=0.8, seed=4, frequency_penalty=1.0),
+        SamplingParams(**base, temperature=1.2, top_k=9, seed=5, repetition_penalty=1.7, logprobs=0),
+    ]
+    alone = [engine.generate(prompt, item) for prompt, item in zip(PROMPTS, rows, strict=True)]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        handles = [engine.submit(PROMPTS[index], rows[index], lambda chunk: None) for index in order]
+        for index, handle in zip(order, handles, strict=True):
+            assert handle.result().token_ids == alone[index].token_ids
+    assert len({answer.token_ids for answer in alone}) == 4
+
+
 def test_a_frequency_penalty_ends_a_repetition(engine: LocalEngine) -> None:
     """The random model repeats itself; each repetition costs two logits."""
     free = engine.generate("x", SamplingParams(max_tokens=40, ignore_eos=True)).token_ids
