@@ -57,11 +57,14 @@ def failure(message: str) -> Any:
 class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
     """What a prompt begins with decides: ``error:TEXT`` is refused with TEXT, ``midway:TEXT`` after one piece,
     ``once:TEXT`` the first time only, ``silent`` never answers, ``stall`` stops after one piece, ``cut`` ends the
-    stream, ``endless`` goes on until it is stopped, ``flood`` with much text, ``slow:TEXT`` takes its time; any
-    other prompt is answered word by word. A ``stop`` is answered as our models do: the request ends with an error."""
+    stream, ``garbled`` has log probabilities that are no JSON, ``endless`` goes on until it is stopped, ``flood`` with
+    much text, ``slow:TEXT`` takes its time; any other prompt is answered word by word. A ``stop`` is answered as our
+    models do: the request ends with an error."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.models: list[str] = []
+        """The model that each of them was for."""
         self.stopped: list[str] = []
         """Ids that a ``stop`` input named."""
         self.cancelled = threading.Event()
@@ -72,6 +75,7 @@ class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
         request = next(requests)
         inputs = read_inputs(request)
         self.requests.append(inputs)
+        self.models.append(request.model_name)
         stopped, over = threading.Event(), threading.Event()
         threading.Thread(target=self._listen, args=(requests, stopped, over), daemon=True).start()
         context.add_callback(lambda: None if over.is_set() else self.cancelled.set())
@@ -99,6 +103,8 @@ class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
         elif kind == "midway":
             yield response(request_id, text_output="one ")
             yield failure(rest)
+        elif kind == "garbled":
+            yield response(request_id, text_output="one ", logprobs="{no JSON")
         elif kind == "silent":
             stopped.wait(30)
             yield failure("the request was cancelled")

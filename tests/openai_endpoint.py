@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ from toolchain.openai.settings import Bounds, ServedModel
 
 MAX_SEQ_LEN = 512
 TIMEOUT_S = 20.0
+WITH_BOS = (
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }} "
+    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}<|im_end|>"
+    "{% if m.content == 'refuse' %}{{ raise_exception('Roles must alternate') }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% if enable_thinking is defined and not enable_thinking %} "
+    "no thoughts{% endif %} {% endif %}"
+)
+"""A template that writes BOS, as those of the Llama family do, with tools and a switch, as Qwen's have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,21 @@ def write_model(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     write_tokenizer(directory)
     (directory / "config.json").write_text('{"model_type": "qwen3_moe"}')
+    return directory
+
+
+def add_bos(directory: Path) -> Path:
+    """Let the tokenizer of ``directory`` put BOS before a text, as those of the Llama family do."""
+    file = directory / "tokenizer.json"
+    document = json.loads(file.read_text())
+    pieces = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    document["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": pieces,
+        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    file.write_text(json.dumps(document))
     return directory
 
 

@@ -145,6 +145,14 @@ def test_a_model_that_never_answers_ends_at_the_deadline(running: Running, strea
     assert (caught.value.status_code, caught.value.code) == (504, "timeout")
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_that_cannot_be_read_is_told(running: Running, count: int, stream: bool) -> None:
+    with pytest.raises(openai.InternalServerError, match="cannot be read") as caught:
+        complete(running, "garbled", n=count, stream=stream)
+    assert caught.value.status_code == 500
+
+
 def test_without_triton_everything_but_health_says_so(own: Running) -> None:
     assert own.get("/health/ready").status_code == 200
     own.triton.stop()

@@ -16,7 +16,7 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
-from tests.openai_endpoint import MAX_SEQ_LEN, Running, endpoint, write_model
+from tests.openai_endpoint import MAX_SEQ_LEN, WITH_BOS, Running, add_bos, endpoint, write_model
 from toolchain.openai.settings import ServedModel
 
 MESSAGES = [
@@ -25,31 +25,12 @@ MESSAGES = [
     {"role": "assistant", "content": "12"},
     {"role": "user", "content": "Sure?"},
 ]
-WITH_BOS = (
-    "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }} "
-    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}<|im_end|>"
-    "{% if m.content == 'refuse' %}{{ raise_exception('Roles must alternate') }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant{% if enable_thinking is defined and not enable_thinking %} "
-    "no thoughts{% endif %} {% endif %}"
-)
-"""A template that writes BOS, as those of the Llama family do, with tools and a switch, as Qwen's have."""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its tokenizer puts BOS before a text, its chat template has none."""
-    directory = write_model(tmp_path_factory.mktemp("model"))
-    file = directory / "tokenizer.json"
-    document = json.loads(file.read_text())
-    pieces = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    document["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": pieces,
-        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
-    }
-    file.write_text(json.dumps(document))
-    return directory
+    return add_bos(write_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
@@ -455,6 +436,22 @@ def test_models_go_by_their_names(running: Running) -> None:
         with pytest.raises(openai.NotFoundError, match="served: tiny, tensorrt_llm") as caught:
             ask()
         assert caught.value.code == "model_not_found"
+
+
+def test_several_models_behind_one_endpoint(model: Path) -> None:
+    models = {
+        "first": ServedModel(tokenizer=model),
+        "second": ServedModel(tokenizer=model, aliases=("newest",), max_seq_len=4),
+    }
+    with endpoint(model, models=models) as own:
+        client = own.client()
+        assert [found.id for found in client.models.list()] == ["first", "newest", "second"]
+        for name in ("first", "newest", "second"):
+            client.completions.create(model=name, prompt="a", max_tokens=1)
+        assert own.script.models == ["first", "second", "second"]
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 4 tokens"):
+            client.completions.create(model="newest", prompt="a b c d")
+        assert set(own.get("/health/ready").json()["models"]) == {"first", "second"}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engine_dirs import write_engine
 from tests.grpc_triton import wait_until
-from tests.test_openai_requests import WITH_BOS
+from tests.openai_endpoint import WITH_BOS, add_bos
 from toolchain.openai.server import OpenAiServer
 from toolchain.openai.settings import Bounds, ServedModel
 from toolchain.triton.engine_dir import read_engine_dir
@@ -53,16 +53,7 @@ def checkpoint(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     AutoModelForCausalLM.from_pretrained(tiny("qwen3_moe"), dtype=torch.float32).save_pretrained(directory)
     config = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": WITH_BOS}))
-    document = json.loads((directory / "tokenizer.json").read_text())
-    pieces = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    document["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": pieces,
-        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
-    }
-    (directory / "tokenizer.json").write_text(json.dumps(document))
-    return directory
+    return add_bos(directory)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +250,7 @@ def test_two_hundred_streams_at_once_are_their_single_answers(
     endpoint: OpenAiServer, generated: Callable[..., Generated]
 ) -> None:
     prompts = [f"{number} {PROMPT[: number % 20]}" for number in range(200)]
-    settings: Any = dict(model="tiny", max_tokens=16, temperature=0, stream=True)
+    settings: Any = dict(model="tiny", max_tokens=8, temperature=0, stream=True)
 
     async def ask(client: AsyncOpenAI, prompt: str) -> str:
         chunks = await client.completions.create(prompt=prompt, **settings)
@@ -270,7 +261,7 @@ def test_two_hundred_streams_at_once_are_their_single_answers(
         async with AsyncOpenAI(base_url=f"{endpoint.url}/v1", **options) as client:
             return await asyncio.gather(*(ask(client, prompt) for prompt in prompts))
 
-    assert asyncio.run(ask_all()) == [generated(prompt, 16).text for prompt in prompts]
+    assert asyncio.run(ask_all()) == [generated(prompt, 8).text for prompt in prompts]
 
 
 def metric(triton: TritonServer, name: str, **labels: str) -> float:

@@ -82,7 +82,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"TC-505|TC-512|queue is full|maximum queue size|[Rr]equest timeout expired", "busy"),
     (r"TC-513", "late"),
     (r"TC-506|TC-514|is being restarted|engine process is gone|given up after", "away"),
-    (r"max_seq_len|maximum context length|more than max_prompt_bytes|TC-503.*too long", "too_long"),
+    (r"max_seq_len|maximum context length|should not exceed max_num_tokens", "too_long"),
     (r"TC-501|TC-503|TC-511|TC-515|not supported|unexpected inference input", "bad"),
     (r"[Ss]tub process|not healthy|unloaded|unknown model|is not ready|no available versions", "away"),
     (r"[Ff]ailed to connect|[Ss]ocket closed|[Cc]onnection re(set|fused)", "away"),

@@ -27,7 +27,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 class Strict(BaseModel):
     """Unknown fields and wrong types are errors: a typo must not pass as a default."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class StreamOptions(Strict):

@@ -143,7 +143,12 @@ class Generation:
                 return None
             raise from_model(message.error_message)
         self._over = is_final(message.infer_response)
-        return read_piece(message.infer_response)
+        try:
+            return read_piece(message.infer_response)
+        except ValueError as error:
+            raise ApiError(
+                500, f"a response of the model cannot be read: {error}", kind="server_error"
+            ) from error
 
     async def _write(self, request: Any) -> None:
         await self._wait(self._call.write(request))
