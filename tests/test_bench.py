@@ -282,6 +282,7 @@ def test_the_engine_in_this_process(engine: Path) -> None:
     for level in result.levels:
         assert (level.requests, level.errors, level.output_tokens) == (4, 0, 4 * 6)
         assert level.generator is not None and level.generator.cpu_share is None
+        assert level.generator.ceiling_tokens_per_s and level.generator.ceiling_tokens_per_s > 0
 
 
 def test_the_process_of_the_generator_ends_with_its_user(

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from toolchain.bench.drive import Driven, Load
 from toolchain.bench.null_server import NAME
-from toolchain.bench.process import Sender, start_sender
+from toolchain.bench.process import InThisProcess, Sender, start_sender
 from toolchain.bench.statistics import percentile
 from toolchain.bench.targets.base import TargetSpec
 from toolchain.bench.types import Generator, Level
@@ -71,13 +71,21 @@ class NullServer:
         self._process.communicate()
 
 
+class Null(Protocol):
+    """A server or an engine that does nothing."""
+
+    def pace(self, period_ms: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Ceiling:
     """Measures the generator. The server and the second generator start at the first use; a context manager."""
 
     def __init__(self, spec: TargetSpec) -> None:
         self._spec = spec
         self._stack = contextlib.ExitStack()
-        self._server: NullServer | None = None
+        self._null: Null | None = None
         self._sender: Sender | None = None
 
     def __enter__(self) -> Ceiling:
@@ -110,16 +118,27 @@ class Ceiling:
             jitter_p99_ms=percentile(late, 99) * 1000 if late else 0.0,
         )
 
-    def _started(self) -> tuple[NullServer, Sender]:
-        if self._server is None or self._sender is None:
-            protocol = "grpc" if self._spec.kind == "triton-grpc" else "sse"
-            self._server = NullServer(protocol)
-            self._stack.callback(self._server.close)
-            address = f"127.0.0.1:{self._server.port}"
-            url = address if protocol == "grpc" else f"http://{address}"
-            spec = replace(self._spec, url=url, model=NAME)
-            self._sender = self._stack.enter_context(start_sender(spec))
-        return self._server, self._sender
+    def _started(self) -> tuple[Null, Sender]:
+        if self._null is None or self._sender is None:
+            inside = self._spec.kind == "inprocess"
+            self._null, sender = self._inside() if inside else self._outside()
+            self._sender = self._stack.enter_context(sender)
+        return self._null, self._sender
+
+    def _outside(self) -> tuple[Null, Sender]:
+        protocol = "grpc" if self._spec.kind == "triton-grpc" else "sse"
+        server = NullServer(protocol)
+        self._stack.callback(server.close)
+        address = f"127.0.0.1:{server.port}"
+        url = address if protocol == "grpc" else f"http://{address}"
+        return server, start_sender(replace(self._spec, url=url, model=NAME))
+
+    def _inside(self) -> tuple[Null, Sender]:
+        from toolchain.bench.null_engine import NullEngine
+        from toolchain.bench.targets.inprocess import InProcess
+
+        engine = NullEngine()
+        return engine, InThisProcess(InProcess(self._spec, engine))
 
 
 def judge(
@@ -135,7 +154,7 @@ def judge(
         for answer in each.answers
         if answer.due_s is not None and answer.measured
     ]
-    own = bare is not None and bare.cpu_share > BUSY
+    own = bare is not None and (bare.cpu_share > BUSY or not own_process)
     return Generator(
         ceiling_tokens_per_s=bare.tokens_per_s if bare else None,
         ceiling_by="" if bare is None else "generator" if own else "null server",

@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol, Self
 from toolchain.bench.drive import Answer, Driven, Driver, Load
 from toolchain.bench.generator import load_to_json
 from toolchain.bench.targets import make_target
-from toolchain.bench.targets.base import About, TargetSpec
+from toolchain.bench.targets.base import About, Target, TargetSpec
 from toolchain.core.errors import ToolchainError, UsageError
 
 END_S = 5.0
@@ -42,7 +42,7 @@ class Sender(Protocol):
 
 def start_sender(spec: TargetSpec) -> Sender:
     """Connect to the target. ToolchainError TC-702 when it cannot be measured."""
-    return InThisProcess(spec) if spec.kind == "inprocess" else InItsProcess(spec)
+    return InThisProcess(make_target(spec)) if spec.kind == "inprocess" else InItsProcess(spec)
 
 
 class InItsProcess:
@@ -144,9 +144,9 @@ class InThisProcess:
 
     own_process = False
 
-    def __init__(self, spec: TargetSpec) -> None:
+    def __init__(self, target: Target) -> None:
         self._runner = asyncio.Runner()
-        self._target = make_target(spec)
+        self._target = target
         try:
             self.about = self._runner.run(self._target.prepare())
         except BaseException:

@@ -151,10 +151,9 @@ def _judged(run: Run, *, with_ceiling: bool) -> tuple[Level, ...]:
 
 
 def _levels(run: Run, *, with_ceiling: bool) -> tuple[Level, ...]:
-    ceiling_possible = with_ceiling and run.spec.kind != "inprocess"
     levels = run.work.levels
     with contextlib.ExitStack() as stack:
-        ceiling = stack.enter_context(Ceiling(run.spec)) if ceiling_possible else None
+        ceiling = stack.enter_context(Ceiling(run.spec)) if with_ceiling else None
         return tuple(_level(run, levels[index], run.sent[index], ceiling) for index in sorted(run.sent))
 
 

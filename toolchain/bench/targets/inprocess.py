@@ -12,15 +12,17 @@ from toolchain.core.errors import ToolchainError
 
 
 class InProcess:
-    def __init__(self, spec: TargetSpec) -> None:
+    def __init__(self, spec: TargetSpec, engine: Any = None) -> None:
+        """``engine``: loaded already, with LocalEngine's ``submit``; by default that of ``spec.url``."""
         self._spec = spec
-        self._engine: Any = None
+        self._engine = engine
 
     async def prepare(self) -> About:
         from toolchain import __version__
         from toolchain.runtime.engine import LocalEngine
 
-        self._engine = LocalEngine.load(self._spec.url)
+        if self._engine is None:
+            self._engine = LocalEngine.load(self._spec.url)
         return About(name="inprocess", version=__version__, model=self._engine.name)
 
     async def send(self, request: Request) -> AsyncIterator[Piece]:
