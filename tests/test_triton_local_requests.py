@@ -1,4 +1,4 @@
-"""What model.py of target local makes of the fields of a request, and which outputs it gives: a script is the engine."""
+"""What model.py of target local makes of a request, and which outputs it gives; a script is the engine."""
 
 from __future__ import annotations
 
