@@ -185,6 +185,8 @@ def test_every_chunk_has_the_log_probabilities_of_its_tokens(engine: LocalEngine
         ({"logprobs": 21}, "logprobs 21"),
         ({"logprobs": -1}, "logprobs -1"),
         ({"stop": ("a",) * 65}, "65 stop strings"),
+        ({"stop": ("a" * 4097,)}, "a stop string of 4097 characters"),
+        ({"stop": ("a", "")}, "an empty stop string"),
         ({"max_tokens": 0}, "max_tokens 0"),
     ],
 )

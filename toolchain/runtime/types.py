@@ -14,6 +14,8 @@ MAX_LOGPROBS = 20
 """Most alternatives per token, as in OpenAI's ``top_logprobs``: they travel with every token."""
 MAX_STOPS = 64
 """Most stop strings of one request: the text is compared with all of them after every token."""
+MAX_STOP_LENGTH = 4096
+"""Characters of one stop string."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,9 @@ class SamplingParams:
             problems.append("an empty stop string")
         if len(self.stop) > MAX_STOPS:
             problems.append(f"{len(self.stop)} stop strings (expected at most {MAX_STOPS})")
+        longest = max(map(len, self.stop), default=0)
+        if longest > MAX_STOP_LENGTH:
+            problems.append(f"a stop string of {longest} characters (expected at most {MAX_STOP_LENGTH})")
         if problems:
             raise UsageError("bad sampling parameters: " + ", ".join(problems), code="TC-501")
 
