@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.grpc_triton import Script
+from tests.bench_servers import COUNTS, INPUTS, Triton, over_grpc
 from toolchain.bench.address import find_target, parse_address
 from toolchain.bench.targets import make_target
 from toolchain.bench.targets.base import About, Piece, Request, RequestError, TargetSpec
@@ -74,6 +70,7 @@ class Server:
     """(path, body, headers)"""
 
 
+__all__ = ["over_grpc"]
 Serve = Callable[[dict[str, Any]], Server]
 
 
@@ -271,16 +268,6 @@ def test_servers_that_cannot_be_measured(serve: Serve, paths: dict[str, Any], mo
     assert caught.value.code == "TC-702" and words in caught.value.message
 
 
-INPUTS = [
-    "text_input",
-    "streaming",
-    "sampling_param_max_tokens",
-    "sampling_param_seed",
-    "sampling_param_ignore_eos",
-]
-COUNTS = ["return_num_input_tokens", "return_num_output_tokens"]
-
-
 def triton(serve: Serve, inputs: list[str], stream: Any) -> TargetSpec:
     metadata = {"name": "m", "inputs": [{"name": name} for name in inputs]}
     about = {"name": "triton", "version": "2.51.0"}
@@ -331,45 +318,6 @@ def test_errors_of_triton(serve: Serve) -> None:
         assert str(caught.value) == words
     with pytest.raises(ToolchainError, match="no inputs text_input"):
         ask(triton(serve, ["INPUT0"], answer), "x")
-
-
-class Triton(Script):
-    """The stand-in, and what it says of itself and of its model ``m``."""
-
-    inputs = tuple(INPUTS)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.streams: queue.Queue[bool] = queue.Queue()
-        """Of each stream that is over, whether its answer had come to an end."""
-
-    def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        whole = threading.Event()
-        context.add_callback(lambda: self.streams.put(whole.is_set()))
-        yield from super().ModelStreamInfer(requests, context)
-        whole.set()
-
-    def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
-
-    def ModelReady(self, request: Any, context: Any) -> Any:
-        return service_pb2.ModelReadyResponse(ready=request.name == "m")
-
-    def ModelMetadata(self, request: Any, context: Any) -> Any:
-        found = service_pb2.ModelMetadataResponse(name=request.name)
-        for name in self.inputs:
-            found.inputs.add().name = name
-        return found
-
-
-@pytest.fixture
-def over_grpc() -> Iterator[tuple[Triton, TargetSpec]]:
-    script, server = Triton(), grpc.server(ThreadPoolExecutor(4))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(script, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield script, TargetSpec(kind="triton-grpc", url=f"127.0.0.1:{port}", model="m", seed=7)
-    server.stop(None)
 
 
 def test_grpc_streaming(over_grpc: tuple[Triton, TargetSpec]) -> None:

@@ -24,7 +24,7 @@ OF_CEILING = 0.5
 LAG_MS = 10.0
 LAG_OF_ITL = 0.1
 FEWEST_REQUESTS, MOST_TOKENS = 8, 20_000
-PACED_S = 1.5
+PACED_S = 1.0
 """About how long the measurement at the server's pace takes."""
 
 
