@@ -21,6 +21,7 @@ from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.types import SamplingParams
 from toolchain.triton.client import GenerateClient, RequestFailed
 from toolchain.triton.install import find_server
+from toolchain.triton.sessions import session_members
 
 pytestmark = [
     pytest.mark.server,
@@ -203,4 +204,4 @@ def test_sigterm_under_load_ends_every_started_stream(served: ServeProcess) -> N
     assert served.process.wait(TIMEOUT_S) == 0
     assert not list(Path("/dev/shm").glob(f"toolchain_{served.process.pid}_*"))
     assert not list(served.runtime_dir.glob("*.json"))
-    assert not Path(f"/proc/{served.server_pid}").exists()
+    assert session_members(served.server_pid) == []

@@ -27,7 +27,7 @@ from toolchain.triton.stubs import find_stubs
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.1
-KILL_AFTER_S = 10.0
+KILL_AFTER_S = 3.0
 """How much longer than its own exit timeout a server may take to end."""
 WITHOUT_STUBS_S = 2.0
 """tritonserver ends within a second after its last stub, unless a dead one left requests behind."""
