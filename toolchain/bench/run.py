@@ -88,14 +88,20 @@ def run_bench(
         levels = _judged(run, with_ceiling=settings.ceiling and not interrupted)
     if records is not None:
         write_records(records, run.sent, work.levels)
+    return _result(run, levels, engine_dir=engine_dir, interrupted=interrupted)
+
+
+def _result(
+    run: Run, levels: tuple[Level, ...], *, engine_dir: Path | None, interrupted: bool
+) -> BenchResult:
+    spec, about = run.spec, run.sender.about
+    server = {"name": about.name, "version": about.version, "notes": list(about.notes)}
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         url="" if spec.kind == "inprocess" else spec.url,
-        model=sender.about.model,
-        settings=replace(settings, target=spec.kind),
-        environment=describe_environment(
-            engine_dir=engine_dir, server=_server(sender), memory=memory_of(server)
-        ),
+        model=about.model,
+        settings=replace(run.settings, target=spec.kind),
+        environment=describe_environment(engine_dir=engine_dir, server=server),
         levels=levels,
         target=spec.kind,
         gpus=run.gpus,
@@ -191,11 +197,6 @@ def _gpu(run: Run, sent: Sequence[Sent]) -> Any:
         return None
     tokens = sum(item.measured.tokens_within() for item in sent)
     return run.sampler.use([item.window for item in sent], tokens=tokens)
-
-
-def _server(sender: Sender) -> dict[str, Any]:
-    about = sender.about
-    return {"name": about.name, "version": about.version, "notes": list(about.notes)}
 
 
 def _counting(run: Run) -> str:
