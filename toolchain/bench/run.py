@@ -88,20 +88,27 @@ def run_bench(
         levels = _judged(run, with_ceiling=settings.ceiling and not interrupted)
     if records is not None:
         write_records(records, run.sent, work.levels)
-    return _result(run, levels, engine_dir=engine_dir, interrupted=interrupted)
+    environment = describe_environment(
+        engine_dir=engine_dir, server=_server(sender), memory=memory_of(server)
+    )
+    return _result(run, levels, environment, interrupted=interrupted)
+
+
+def _server(sender: Sender) -> dict[str, Any]:
+    about = sender.about
+    return {"name": about.name, "version": about.version, "notes": list(about.notes)}
 
 
 def _result(
-    run: Run, levels: tuple[Level, ...], *, engine_dir: Path | None, interrupted: bool
+    run: Run, levels: tuple[Level, ...], environment: dict[str, Any], *, interrupted: bool
 ) -> BenchResult:
-    spec, about = run.spec, run.sender.about
-    server = {"name": about.name, "version": about.version, "notes": list(about.notes)}
+    spec = run.spec
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         url="" if spec.kind == "inprocess" else spec.url,
-        model=about.model,
+        model=run.sender.about.model,
         settings=replace(run.settings, target=spec.kind),
-        environment=describe_environment(engine_dir=engine_dir, server=server),
+        environment=environment,
         levels=levels,
         target=spec.kind,
         gpus=run.gpus,
