@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.worker_pipe import Pipe, copy_in_float32
+from tests.worker_pipe import Pipe, copy_in_float32, entries_of
+from toolchain.runtime import service
+from toolchain.runtime.engine import LocalEngine
 
 Tiny = Callable[[str], Path]
 
@@ -107,3 +112,50 @@ def test_ten_megabytes_are_refused_and_disturb_nobody(worker: Pipe) -> None:
     assert error["message"].startswith("TC-503: the prompt has 10000000 bytes; max_seq_len is 512")
     if "finish_reason" not in [message for message in messages if message["id"] == 51][-1]:
         worker.answer(51)
+
+
+class Heard:
+    """Takes the place of the pipe to the parent."""
+
+    def __init__(self) -> None:
+        self.messages: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def send(self, message: dict[str, Any]) -> None:
+        for entry in entries_of(message):
+            self.messages.put(entry)
+
+    def end_of(self, identity: int) -> str:
+        while True:
+            entry = self.messages.get(timeout=30)
+            if entry.get("id") == identity and "finish_reason" in entry:
+                return str(entry["finish_reason"])
+
+
+def test_a_prompt_that_is_being_tokenized_holds_up_nobody_and_can_be_cancelled(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "LONG_BYTES", 10)
+    lines: queue.Queue[bytes | None] = queue.Queue()
+    held, release, heard = threading.Event(), threading.Event(), Heard()
+    with LocalEngine.load(tiny("llama"), device="cpu") as engine:
+        real = engine.encoder.encode
+
+        def slow(text: str, **options: Any) -> list[int]:
+            if len(text) > 10:
+                held.set()
+                assert release.wait(30)
+            return real(text, **options)
+
+        monkeypatch.setattr(engine.encoder, "encode", slow)
+        serving = service.Service(engine, heard)  # type: ignore[arg-type]
+        thread = threading.Thread(target=serving.serve, args=(iter(lines.get, None),))
+        thread.start()
+        lines.put(b'{"op": "generate", "id": 1, "text_input": "a long prompt"}')
+        assert held.wait(30)
+        lines.put(b'{"op": "cancel", "id": 1}')
+        lines.put(b'{"op": "generate", "id": 2, "text_input": "short"}')
+        assert heard.end_of(2) in ("length", "stop")
+        release.set()
+        assert heard.end_of(1) == "cancelled"
+        lines.put(None)
+        thread.join(30)
