@@ -21,7 +21,7 @@ COPY toolchain/deploy/templates/health.py /opt/toolchain/
 
 USER 1000
 WORKDIR /tmp
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8003
 HEALTHCHECK --start-period=30m --interval=30s --timeout=40s --retries=3 \
     CMD ["python3", "/opt/toolchain/health.py", "--triton", "http://127.0.0.1:8000"]
 ENTRYPOINT ["toolchain"]
