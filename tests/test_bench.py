@@ -175,6 +175,7 @@ def driven(cpu_share: float, lag_s: float) -> Driven:
         (400.0, 0.85, 0.0005, ["85% of a core"]),
         (400.0, 0.5, 0.0011, ["more than 10% of the ITL of 10.00 ms"]),
         (400.0, 0.5, 0.0110, ["more than 10 ms"]),
+        (400.0, 0.1, 0.0110, ["only 10% of a core: the machine is busy"]),
         (600.0, 0.85, 0.0110, ["60%", "more than 10 ms", "85%"]),
     ],
 )

@@ -20,6 +20,8 @@ from toolchain.core.errors import ToolchainError
 
 BUSY = 0.8
 """CPU of the generator in cores beyond which it may wait for itself."""
+IDLE = 0.5
+"""Below it a lag is not of the generator's own making: server and generator share too few cores, or others run."""
 OF_CEILING = 0.5
 LAG_MS = 10.0
 LAG_OF_ITL = 0.1
@@ -175,15 +177,16 @@ def _reasons(
     if bare is not None and rate > OF_CEILING * bare.tokens_per_s:
         share = rate / bare.tokens_per_s if bare.tokens_per_s else float("inf")
         yield f"{rate:.0f} tokens/s are {share:.0%} of the {bare.tokens_per_s:.0f} that the generator can receive"
-    if lag_ms > LAG_MS:
-        yield f"its event loop was {lag_ms:.1f} ms late (p99), more than {LAG_MS:g} ms"
-    elif (
-        cpu is not None and pace_ms > 0 and lag_ms > LAG_OF_ITL * pace_ms
-    ):  # in one process others take the times
-        yield (
-            f"its event loop was {lag_ms:.2f} ms late (p99), more than {LAG_OF_ITL:.0%} of the ITL of "
-            f"{pace_ms:.2f} ms"
+    # In one process others take the times, so that only a lag that delays the sending matters.
+    relative = cpu is not None and pace_ms > 0 and lag_ms > LAG_OF_ITL * pace_ms
+    if lag_ms > LAG_MS or relative:
+        limit = f"{LAG_MS:g} ms" if lag_ms > LAG_MS else f"{LAG_OF_ITL:.0%} of the ITL of {pace_ms:.2f} ms"
+        others = (
+            f"; it used only {cpu:.0%} of a core: the machine is busy"
+            if cpu is not None and cpu < IDLE
+            else ""
         )
+        yield f"its event loop was {lag_ms:.2f} ms late (p99), more than {limit}{others}"
     if cpu is not None and cpu > BUSY:
         yield f"it used {cpu:.0%} of a core"
 
