@@ -42,6 +42,7 @@ def make_engine(
         files["sensitivity.json"] = make_sensitivity(draw, plan)
     if bench:
         files["bench/20261121T104129Z.json"] = make_bench([1, 4, 16])
+        files["bench/source/before.json"] = make_bench([1, 4, 16])
     for name, value in files.items():
         write(directory / name, value)
     return directory
@@ -243,7 +244,7 @@ def make_bench(users: list[int], engine: str = "") -> dict[str, Any]:
     levels = [
         {
             "concurrency": count, "requests": 32, "errors": 0, "ttft_ms": times(20 + 3 * count),
-            "itl_ms": times(6 + count / 4), "e2e_ms": times(400 + 30 * count),
+            "itl_ms": times(6 + count / 4), "tpot_ms": times(6.2 + count / 4), "e2e_ms": times(400 + 30 * count),
             "output_tokens_per_s": 140 * count**0.8, "requests_per_s": 2.2 * count**0.8,
         }
         for count in users

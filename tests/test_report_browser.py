@@ -160,7 +160,7 @@ def test_themes_by_hand(browser: Any, page_of: Callable[[str], Path]) -> None:
 def test_every_chart_is_a_picture_and_comes_to_life(
     browser: Any, page_of: Callable[[str], Path], kind: str
 ) -> None:
-    expected = {"bare": 2, "old": 4, "dense": 6, "compared": 2}.get(kind, 9)
+    expected = {"bare": 2, "old": 4, "dense": 7, "compared": 3}.get(kind, 10)
     with opened(browser, page_of(kind)) as found:
         figures = found.page.query_selector_all("figure.chart")
         assert len(figures) == expected
@@ -274,7 +274,7 @@ def test_reads_without_javascript(browser: Any, page_of: Callable[[str], Path]) 
     with opened(browser, page_of("moe"), java_script_enabled=False) as found:
         page = found.page
         pictures = page.locator("figure.chart .picture svg")
-        assert pictures.count() == 9
+        assert pictures.count() == 10
         assert all(picture.bounding_box()["height"] > 50 for picture in pictures.all())
         assert page.get_by_text("Fit to serve: all 2 gates passed").is_visible()
         assert not page.get_by_role("button", name="Theme").is_visible()

@@ -61,7 +61,7 @@ def test_every_load_is_a_point_with_both_its_figures(engine: Path) -> None:
         ("4 users", pytest.approx(1000 / 3), pytest.approx(1600), False),
     ]
     html = html_of(engine)
-    assert "tokens/s of the machine, which has no GPU" in html
+    assert "tokens/s of the machine (no GPU)" in html
     assert "mine with 4 users: 333 and 1,600, on the front" in html
 
 

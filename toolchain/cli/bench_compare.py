@@ -80,23 +80,30 @@ def command(
 
 
 def render(found: Any) -> str:
-    rows = [_cells(row, gated=found.limit is not None) for row in found.rows]
+    gated = found.limit is not None
     heads = ["load", "figure", "A", "B", "B/A", "95 %", "repeats", "B is"]
-    parts = [table([*heads, "gate"] if found.limit is not None else heads, rows)]
-    parts += [f"{name}: {why}" for name, why in _reasons(found.rows)]
-    if found.memory:
-        memory = [
-            [row.name, _size(row.a_bytes), _size(row.b_bytes), _ratio(row.ratio)] for row in found.memory
-        ]
-        parts.append(table(["memory", "A", "B", "B/A"], memory))
-    if found.limit is not None:
+    rows = [*map(_memory, found.memory), *(_cells(row, gated=gated) for row in found.rows)]
+    parts = [
+        table(
+            [*heads, "gate"] if gated else heads,
+            [[*row, *[""] * gated][: len(heads) + gated] for row in rows],
+        )
+    ]
+    parts += [f"*: {why}" for why in dict.fromkeys(row.why for row in found.rows if row.why)]
+    if gated:
         parts.append(_gate_words(found))
     return "\n\n".join(parts)
 
 
+def _memory(row: Any) -> list[str]:
+    sizes = ["-" if each is None else size(each) for each in (row.a_bytes, row.b_bytes)]
+    return ["memory", row.name, *sizes, _ratio(row.ratio), "", "", ""]
+
+
 def _cells(row: Any, *, gated: bool) -> list[str]:
+    from toolchain.bench.compare.sides import load_words
+
     each = row.estimate
-    unit = " users" if row.load[0] == "users" else "/s"
     interval = "-" if each.low is None else f"{_ratio(each.low)} to {_ratio(each.high)}"
     share = row.slower_by[0]
     words = (
@@ -104,13 +111,9 @@ def _cells(row: Any, *, gated: bool) -> list[str]:
         if row.verdict in ("cannot tell", "no significant difference")
         else (f"{abs(share):.1%} {row.verdict}")
     )
-    cells = [f"{row.load[1]:g}{unit}", row.figure, f"{each.a:.4g}", f"{each.b:.4g}", _ratio(each.ratio)]
+    cells = [load_words(row.load), row.figure, f"{each.a:.4g}", f"{each.b:.4g}", _ratio(each.ratio)]
     cells += [interval, f"{each.repeats[0]}, {each.repeats[1]}", words + (" *" if row.why else "")]
     return [*cells, row.gate or ""] if gated else cells
-
-
-def _reasons(rows: Any) -> list[tuple[str, str]]:
-    return [("*", why) for why in dict.fromkeys(row.why for row in rows if row.why)]
 
 
 def _gate_words(found: Any) -> str:
@@ -129,7 +132,3 @@ def _ratio(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if value < 1000 else ">1000"
-
-
-def _size(value: float | None) -> str:
-    return "-" if value is None else size(value)

@@ -14,7 +14,7 @@ from toolchain.report.palette import CATEGORIES, categories, colour
 from toolchain.report.sections.sensitivity import SHAPES
 
 USER = "tokens/s per user"
-GPU, MACHINE = "tokens/s per GPU", "tokens/s of the machine, which has no GPU"
+GPU, MACHINE = "tokens/s per GPU", "tokens/s of the machine (no GPU)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +149,20 @@ def _chart(drawn: list[Served], best: set[Served], names: list[str], other: str)
         alt.Tooltip("rate:Q", title=other, format=",.3~s"),
     ]
     shape = alt.Shape("series:N", legend=None, scale=shapes)
-    hollow, filled = (base.transform_filter(f"{'' if on else '!'}datum.front") for on in (False, True))
+    looks: dict[bool, dict[str, Any]] = {
+        False: {"size": 80, "filled": False, "strokeWidth": 2, "fill": colour("page")},
+        True: {"size": 90, "filled": True, "opacity": 1},
+    }
+    points = [
+        base.transform_filter(f"{'' if on else '!'}datum.front")
+        .mark_point(**look)
+        .encode(shape=shape, tooltip=tips)
+        for on, look in looks.items()
+        if any(row["front"] is on for row in rows)  # Vega warns of a layer without a row
+    ]
     return alt.layer(
         base.mark_line(strokeWidth=1.5).encode(order="order:Q"),
-        hollow.mark_point(size=80, filled=False, strokeWidth=2, fill=colour("page")).encode(
-            shape=shape, tooltip=tips
-        ),
-        filled.mark_point(size=90, filled=True, opacity=1).encode(shape=shape, tooltip=tips),
+        *points,
         alt.Chart(data(rows)).mark_text(align="left", dx=8, dy=-8).encode(x=x, y=y, text="load:N"),
     )
 

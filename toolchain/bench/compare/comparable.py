@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from toolchain.bench.compare.sides import Side
+from toolchain.bench.compare.sides import Side, load_words
 from toolchain.bench.types import BenchResult
 from toolchain.core.findings import Finding
 
@@ -61,7 +61,7 @@ def _engine(result: BenchResult, key: str) -> Any:
 
 def _loads(a: Side, b: Side) -> Iterator[Finding]:
     alone = [
-        f"{load[1]:g} {load[0]} only in {name}"
+        f"{load_words(load)} only in {name}"
         for name, side, other in (("A", a, b), ("B", b, a))
         for load in side.levels
         if load not in other.levels

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolchain.bench.compare.comparable import differences
 from toolchain.bench.compare.memory import MemoryRow, memory_rows
-from toolchain.bench.compare.sides import Load, Side
+from toolchain.bench.compare.sides import Load, Side, load_words
 from toolchain.bench.compare.significance import REPEATS, Estimate, adjusted, from_repeats, from_requests
 from toolchain.bench.intervals import DISTRIBUTIONS, QUANTILES, RATES
 from toolchain.core.errors import FindingsError, UsageError
@@ -87,7 +87,7 @@ def compare(
     found = differences(a, b)
     common = [load for load in a.levels if load in b.levels]
     if not common:
-        loads = [", ".join(f"{load[1]:g} {load[0]}" for load in side.levels) for side in (a, b)]
+        loads = [", ".join(map(load_words, side.levels)) for side in (a, b)]
         raise UsageError(f"no load is in both: A has {loads[0]}; B has {loads[1]}", code=CODE)
     if errors(found) and not force:
         raise FindingsError(

@@ -56,6 +56,12 @@ def load_of(level: Level) -> Load:
     return ("rate", float(level.rate or 0.0))
 
 
+def load_words(load: Load) -> str:
+    """``1 user``, ``4 users``, ``2.5 requests/s``."""
+    kind, size = load
+    return f"{size:g} user{'' if size == 1 else 's'}" if kind == "users" else f"{size:g} requests/s"
+
+
 def read_side(names: str) -> Side:
     """``names``: a result file, a directory of results, an engine (its newest result), or several with commas.
 

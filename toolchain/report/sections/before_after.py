@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from toolchain.bench.compare.compare import Comparison, Row, compare
 from toolchain.bench.compare.memory import MemoryRow
-from toolchain.bench.compare.sides import Side
+from toolchain.bench.compare.sides import Side, load_words
 from toolchain.bench.results import read_result
 from toolchain.bench.types import BenchResult
 from toolchain.core.errors import ToolchainError
-from toolchain.report.blocks import Block, Cell, Column, Fold, Paragraph, Section, Table, missing, table
+from toolchain.report.blocks import Block, Cell, Column, Fold, Paragraph, Section, missing, table
 from toolchain.report.documents import text
 from toolchain.report.inputs import SOURCE_BENCHES, EngineFiles
 from toolchain.report.numbers import NOTHING, significant, size
@@ -43,7 +43,14 @@ def _blocks(files: EngineFiles) -> tuple[Block, ...]:
         found = compare(Side("A", (source,)), Side("B", (engine,)), figures=tuple(FIGURES), force=True)
     except ToolchainError as error:
         return (Paragraph(text=f"Not compared: {error.message}.", tone="missing"),)
-    return (*_warnings(found), _memory(found.memory), _speed(found.rows), *_notes(found))
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
+        # Files that people wrote may hold anything; the comparison takes them at their word, a report must not fall.
+        return (Paragraph(text="Not compared: a benchmark holds what is no measurement.", tone="missing"),)
+    columns = [Column(title="Figure")]
+    columns += [Column(title=title, numeric=True) for title in ("Source model", "Engine", "Engine / source")]
+    rows = [*_memory(found.memory), *_speed(found.rows)]
+    listed = table("Memory, latency and throughput", [*columns, Column(title="The engine is")], rows)
+    return (*_warnings(found), listed, *_notes(found))
 
 
 def _fitting(files: EngineFiles, source: BenchResult) -> BenchResult:
@@ -62,40 +69,45 @@ def _warnings(found: Comparison) -> list[Block]:
     return [Paragraph(text=words, tone="warning")]
 
 
-def _memory(rows: tuple[MemoryRow, ...]) -> Table:
-    cells: list[list[Cell | str]] = [
-        [
-            row.name[0].upper() + row.name[1:],
-            Cell(text=size(row.a_bytes), value=row.a_bytes),
-            Cell(text=size(row.b_bytes), value=row.b_bytes),
-            Cell(text=_times(row.ratio), value=row.ratio),
-        ]
-        for row in rows
-    ]
-    return table("Memory", _columns("Figure"), cells)
+def _memory(rows: tuple[MemoryRow, ...]) -> list[list[Cell | str]]:
+    found: list[list[Cell | str]] = []
+    for row in rows:
+        words = (
+            ""
+            if row.ratio is None
+            else "smaller"
+            if row.ratio < 1
+            else "larger"
+            if row.ratio > 1
+            else "as large"
+        )
+        found.append(
+            [
+                Cell(text=f"{row.name[0].upper()}{row.name[1:]}", value=row.name, detail="memory"),
+                Cell(text=size(row.a_bytes), value=row.a_bytes),
+                Cell(text=size(row.b_bytes), value=row.b_bytes),
+                Cell(text=_times(row.ratio), value=row.ratio),
+                Cell(text=words, value=words, tone={"smaller": "good", "larger": "bad"}.get(words, "muted")),
+            ]
+        )
+    return found
 
 
-def _speed(rows: tuple[Row, ...]) -> Table:
+def _speed(rows: tuple[Row, ...]) -> list[list[Cell | str]]:
     cells: list[list[Cell | str]] = []
     for row in rows:
         each = row.estimate
-        unit = "users" if row.load[0] == "users" else "requests/s"
         interval = "" if each.low is None else f"95\u00a0%: {_times(each.low)} to {_times(each.high)}"
         cells.append(
             [
-                Cell(text=FIGURES[row.figure], value=row.figure, detail=f"{row.load[1]:g} {unit}"),
+                Cell(text=FIGURES[row.figure], value=row.figure, detail=load_words(row.load)),
                 Cell(text=significant(each.a), value=each.a),
                 Cell(text=significant(each.b), value=each.b),
                 Cell(text=_times(each.ratio), value=each.ratio, detail=interval),
                 Cell(text=row.verdict, value=row.verdict, tone=_tone(row.verdict)),
             ]
         )
-    return table("Latency and throughput", [*_columns("Figure"), Column(title="The engine is")], cells)
-
-
-def _columns(first: str) -> list[Column]:
-    numeric = [Column(title=title, numeric=True) for title in ("Source model", "Engine", "Engine / source")]
-    return [Column(title=first), *numeric]
+    return cells
 
 
 def _tone(verdict: str) -> str:
