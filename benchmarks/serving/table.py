@@ -21,8 +21,8 @@ LIMIT = 0.05
 def render(document: Mapping[str, Any]) -> str:
     """Markdown."""
     cells = document["cells"]
-    lines = ["| target | users | figure | ours | aiperf | aiperf / ours | 95 % | within 5 % |"]
-    lines.append("|---|--:|---|--:|--:|--:|--:|---|")
+    lines = ["| target | users | figure | ours | aiperf | difference | aiperf / ours | 95 % | within 5 % |"]
+    lines.append("|---|--:|---|--:|--:|--:|--:|--:|---|")
     for target in dict.fromkeys(cell["target"] for cell in cells):
         for users in dict.fromkeys(cell["concurrency"] for cell in cells):
             for figure, words in ROWS:
@@ -51,8 +51,9 @@ def _line(target: str, users: int, words: str, ours: list[float], theirs: list[f
     ratio, low, high = paired_ratio(ours, theirs)
     interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     agrees = "yes" if abs(ratio - 1) <= LIMIT else "**no**"
-    shown = [f"{statistics.geometric_mean(values):.2f}" for values in (ours, theirs)]
-    return f"| {target} | {users} | {words} | {shown[0]} | {shown[1]} | {ratio:.3f} | {interval} | {agrees} |"
+    one, other = (statistics.geometric_mean(values) for values in (ours, theirs))
+    shown = f"{one:.2f} | {other:.2f} | {other - one:+.2f}"
+    return f"| {target} | {users} | {words} | {shown} | {ratio:.3f} | {interval} | {agrees} |"
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float | None, float | None]:

@@ -117,13 +117,13 @@ def _cells(row: Any, *, gated: bool) -> list[str]:
 
 
 def _gate_words(found: Any) -> str:
-    counts = found.gates
-    verdict = "FAILED" if counts["failed"] else "passed"
-    words = f"--fail-if-slower {found.limit:.1%}: {verdict}: {counts['failed']} of {len(found.rows)} figures failed"
-    if counts["undecided"]:
+    failed, passed, undecided = (found.gates[kind] for kind in ("failed", "passed", "undecided"))
+    verdict = "FAILED" if failed else "undecided" if undecided else "passed"
+    words = f"--fail-if-slower {found.limit:.1%}: {verdict} ({failed} failed, {passed} passed, {undecided} undecided)"
+    if undecided:
         words += (
-            f"; of {counts['undecided']} the data do not suffice to say that B is not slower by more than that: "
-            "measure with more --repeats"
+            "\nundecided: the data do not suffice to say whether B is slower by more than that; measure both with more "
+            "--repeats"
         )
     return words
 
