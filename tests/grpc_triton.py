@@ -65,6 +65,8 @@ class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.requests: list[dict[str, Any]] = []
         self.models: list[str] = []
         """The model that each of them was for."""
+        self.busy = False
+        """Probes get no row."""
         self.stopped: list[str] = []
         """Ids that a ``stop`` input named."""
         self.cancelled = threading.Event()
@@ -105,7 +107,7 @@ class Script(service_pb2_grpc.GRPCInferenceServiceServicer):
             yield failure(rest)
         elif kind == "garbled":
             yield response(request_id, text_output="one ", logprobs="{no JSON")
-        elif kind == "silent":
+        elif kind == "silent" or (kind == "probe" and self.busy):
             stopped.wait(30)
             yield failure("the request was cancelled")
         elif kind == "stall":

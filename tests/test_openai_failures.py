@@ -166,6 +166,22 @@ def test_without_triton_everything_but_health_says_so(own: Running) -> None:
     assert own.get("/health").status_code == 200
 
 
+def test_a_model_that_answers_others_is_ready_although_the_probe_waits(tokenizer: Path) -> None:
+    with endpoint(tokenizer, probe_timeout_s=0.5) as own:
+        own.script.busy = True
+        body = {"model": "tiny", "prompt": "endless", "stream": True}
+        with (
+            httpx.Client(timeout=TIMEOUT_S) as client,
+            client.stream("POST", f"{own.url}/v1/completions", json=body) as response,
+        ):
+            lines = response.iter_lines()
+            for _ in range(3):
+                assert [next(lines) for _ in range(50)]
+                assert own.get("/health/ready").status_code == 200
+        time.sleep(1.1)  # what was heard counts for a second
+        assert own.get("/health/ready").status_code == 503
+
+
 @pytest.mark.parametrize("prompt", ["silent", "stall"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_requests_of_a_model_that_died_end_with_its_reason(own: Running, prompt: str, stream: bool) -> None:
@@ -263,6 +279,21 @@ def test_a_stream_that_outlasts_the_drain_is_told(own: Running) -> None:
             last = [line for line in lines if line][-1]
             assert cut.result(TIMEOUT_S) == 1
     assert json.loads(last.removeprefix("data: "))["error"]["message"] == "the server is shutting down"
+
+
+def test_more_requests_than_the_endpoint_takes_are_told_to_come_back(tokenizer: Path) -> None:
+    with endpoint(tokenizer, max_in_flight=2) as own, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(complete, own, "silent") for _ in range(2)]
+        wait_until(lambda: len(own.script.requests) == 2, "two requests are open")
+        with pytest.raises(openai.RateLimitError) as caught:
+            complete(own, "a b")
+        assert int(caught.value.response.headers["retry-after"]) > 0
+        assert own.get("/health/ready").status_code == 200
+        own.server.fail_requests("tensorrt_llm", "enough")
+        for answer in waiting:
+            with pytest.raises(openai.InternalServerError, match="enough"):
+                answer.result(TIMEOUT_S)
+        assert complete(own, "a b").choices
 
 
 def test_a_port_in_use_is_told_before_anything_starts(own: Running, tokenizer: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -65,11 +67,24 @@ def test_without_a_key_only_health_answers(guarded: Running, path: str) -> None:
     assert guarded.get("/health/ready").status_code == 200
 
 
-def test_a_body_is_not_read_before_the_key_is_known(guarded: Running) -> None:
-    """Or whoever has none could fill the memory."""
+def test_a_refused_body_leaves_the_connection_usable(guarded: Running) -> None:
+    """It is read, not kept: what stayed of it would be taken for the next request."""
     before = len(guarded.script.requests)
-    assert guarded.post("/v1/completions", {"model": "tiny", "prompt": "a"}).status_code == 401
+    with httpx.Client(base_url=guarded.url, timeout=20.0) as client:
+        for size in (1, 3_000_000):
+            refused = client.post("/v1/completions", json={"model": "tiny", "prompt": "a" * size})
+            assert refused.status_code == 401
+            headers = {"authorization": f"Bearer {KEYS[0]}"}
+            assert client.get("/v1/models", headers=headers).status_code == 200
     assert len(guarded.script.requests) == before
+
+
+def test_who_waits_for_leave_to_send_a_body_gets_none_without_a_key(guarded: Running) -> None:
+    with socket.create_connection(("127.0.0.1", guarded.server.port), timeout=20.0) as connection:
+        head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 401")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])

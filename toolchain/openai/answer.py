@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from toolchain.openai.failures import ApiError, timed_out, unavailable
+from toolchain.openai.failures import CLIENT_LEFT, ApiError, timed_out, unavailable
 from toolchain.openai.merging import merged
 from toolchain.openai.metrics import Stopwatch
 from toolchain.openai.prompts import Prompt
@@ -20,8 +20,6 @@ from toolchain.openai.texts import Texts, count_tokens
 from toolchain.openai.upstream import MARGIN_S, Generation, Upstream
 from toolchain.openai.wire import Piece
 
-CLIENT_LEFT = 499
-"""The status in metrics of a request whose client has gone; nobody receives it."""
 SEND_GRACE_S = 1.0
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
            (b"x-accel-buffering", b"no")]  # fmt: skip

@@ -10,6 +10,9 @@ RETRY_S = 1
 RESTART_S = 3
 """Retry-After while the engine is away: `toolchain serve` reloads a dead model in a few seconds."""
 
+CLIENT_LEFT = 499
+"""The status in metrics of a request whose client has gone; nobody receives it."""
+
 
 class ApiError(Exception):
     """One failure as clients of OpenAI's API read it."""

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from toolchain.openai.failures import ApiError, busy, unavailable
+from toolchain.openai.failures import CLIENT_LEFT, ApiError, busy, unavailable
 from toolchain.openai.keys import matches
 from toolchain.openai.metrics import Metrics
 from toolchain.openai.settings import Bounds
@@ -42,28 +42,45 @@ class Gate:
             return
         path = scope["path"]
         reply = _Reply(send)
-        counted = path in GENERATING
-        self.in_flight += counted
-        self._metrics.in_flight.inc(counted)
         try:
             await self._checked(scope, path, receive, reply)
         finally:
-            self.in_flight -= counted
-            self._metrics.in_flight.dec(counted)
+            if reply.admitted:
+                self.in_flight -= 1
+                self._metrics.in_flight.dec()
             status = scope.get("toolchain.status", reply.status)
             self._metrics.requests.labels(_route(path), str(status)).inc()
 
     async def _checked(self, scope: Scope, path: str, receive: Receive, reply: _Reply) -> None:
         try:
-            self._admit(scope, path)
-            body = await _read_body(scope, receive, self._bounds) if scope["method"] == "POST" else b""
+            body = await self._admitted_body(scope, path, receive, reply)
         except ApiError as error:
-            await _refuse(error, reply, close=error.status in (408, 413, 503))
+            # Where the body was not read to its end, the next request cannot begin on this connection.
+            await _refuse(error, reply, close=error.status in (408, 413) or not reply.body_read)
             return
         except ConnectionResetError:
-            scope["toolchain.status"] = 499
+            scope["toolchain.status"] = CLIENT_LEFT
             return
         await self._app(scope, _replayed(body, receive), reply)
+
+    async def _admitted_body(self, scope: Scope, path: str, receive: Receive, reply: _Reply) -> bytes:
+        """The body of a request that may pass; ApiError otherwise, once the body has gone by unkept."""
+        posted = scope["method"] == "POST"
+        try:
+            self._admit(scope, path)
+        except ApiError:
+            if not posted:
+                reply.body_read = True
+            elif not _waits_for_leave(scope):
+                await _read_body(scope, receive, self._bounds, keep=False)
+                reply.body_read = True
+            raise
+        reply.body_read = True
+        if path in GENERATING:
+            reply.admitted = True
+            self.in_flight += 1
+            self._metrics.in_flight.inc()
+        return await _read_body(scope, receive, self._bounds) if posted else b""
 
     def _admit(self, scope: Scope, path: str) -> None:
         headers = dict(scope["headers"])
@@ -80,7 +97,7 @@ class Gate:
         if path in GENERATING:
             if self.draining:
                 raise unavailable("the server is shutting down and takes no new requests")
-            if self.in_flight > self._bounds.max_in_flight:
+            if self.in_flight >= self._bounds.max_in_flight:
                 raise busy(f"{self._bounds.max_in_flight} requests are being answered already")
 
 
@@ -90,6 +107,9 @@ class _Reply:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 500
+        self.body_read = False
+        self.admitted = False
+        """Counted among those in flight."""
         self.headers = [(b"x-request-id", f"req_{uuid.uuid4().hex}".encode())]
 
     async def __call__(self, message: Any) -> None:
@@ -99,13 +119,19 @@ class _Reply:
         await self._send(message)
 
 
-async def _read_body(scope: Scope, receive: Receive, bounds: Bounds) -> bytes:
-    """The body, at most ``max_body_bytes`` of it. Raises ApiError 413, or 408 for one that does not arrive."""
+def _waits_for_leave(scope: Scope) -> bool:
+    """Whether the client sends its body only once it is asked to (``Expect: 100-continue``, as curl)."""
+    return any(name == b"expect" for name, _ in scope["headers"])
+
+
+async def _read_body(scope: Scope, receive: Receive, bounds: Bounds, *, keep: bool = True) -> bytes:
+    """The body, at most ``max_body_bytes`` of it; nothing of it without ``keep``. Raises ApiError 413, or 408 for one
+    that does not arrive, ConnectionResetError when the client leaves."""
     limit = bounds.max_body_bytes
     headers = dict(scope["headers"])
     declared = headers.get(b"content-length", b"")
     announced = int(declared) if declared.isdigit() else 0
-    if announced > limit and (b"expect" in headers or announced > DISCARDED * limit):
+    if announced > limit and (_waits_for_leave(scope) or announced > DISCARDED * limit):
         raise _too_large(limit)
     parts, size = [], 0
     try:
@@ -115,9 +141,9 @@ async def _read_body(scope: Scope, receive: Receive, bounds: Bounds) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise ConnectionResetError
                 size += len(message.get("body", b""))
-                if size <= limit:
+                if size <= limit and keep:
                     parts.append(message.get("body", b""))
-                elif size > DISCARDED * limit:
+                if size > DISCARDED * limit:
                     raise _too_large(limit)
                 if not message.get("more_body", False):
                     break

@@ -34,6 +34,10 @@ class Readiness:
             return self._found
 
     async def _probe(self, model: str) -> str:
+        """Empty where ``model`` answers, be it this probe or others: in a long queue the probe alone would fail."""
+        started = time.monotonic()
+        if self._upstream.heard.get(model, float("-inf")) > started - REMEMBERED_S:
+            return ""
         generation = self._upstream.open(model, _PROBE, timeout_s=self._timeout_s)
         try:
             async with aclosing(generation.pieces()) as pieces:
@@ -41,5 +45,6 @@ class Readiness:
                     pass
         except ApiError as error:
             # A full queue is a model that works.
-            return "" if error.status == 429 else error.message
+            heard = self._upstream.heard.get(model, float("-inf")) > started
+            return "" if heard or error.status == 429 else error.message
         return ""

@@ -59,7 +59,7 @@ class OpenAiServer:
     @property
     def url(self) -> str:
         """``http://host:port``; clients add ``/v1``."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def start(self) -> Self:

@@ -24,7 +24,7 @@ class ServedModel:
     max_seq_len: int | None = None
     """Tokens of prompt and answer together; None: unknown, then only the model itself refuses what is too long."""
     aliases: tuple[str, ...] = ()
-    """Further names that a client may use; the first of them is the one that answers carry."""
+    """Further names that a client may use. An answer carries the name by which it was asked for."""
     chat_template: Path | None = None
     """A Jinja file that takes the place of the tokenizer's own template."""
 

@@ -44,6 +44,8 @@ class Upstream:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._bounds = bounds
         self._running: dict[str, set[Generation]] = {}
+        self.heard: dict[str, float] = {}
+        """Model -> time.monotonic() of the last piece that it sent."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, model: str, inputs: Mapping[str, Any], *, timeout_s: float | None = None) -> Generation:
@@ -125,6 +127,7 @@ class Generation:
                     return
                 if piece is not None:
                     self._pieces += 1
+                    self._upstream.heard[self.model] = time.monotonic()
                     yield piece
         finally:
             self._upstream.left(self)
