@@ -84,12 +84,8 @@ class GenerateClient:
         """
         deadline = time.monotonic() + timeout_s
         answers = self._open_stream()
-        self._client.async_stream_infer(
-            self._model,
-            _tensors({"streaming": True, "return_finish_reason": True, **inputs, "text_input": text_input}),
-            model_version=self._version,
-            request_id=request_id,
-            enable_empty_final_response=True,
+        self._send(
+            {"streaming": True, "return_finish_reason": True, **inputs, "text_input": text_input}, request_id
         )
         done = False
         try:
@@ -103,6 +99,26 @@ class GenerateClient:
         finally:
             if not done:
                 self._end_stream(cancel=True)
+
+    def _send(self, inputs: dict[str, Any], request_id: str) -> None:
+        """RequestFailed where the stream has ended already: nobody listens at the other end."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            self._client.async_stream_infer(
+                self._model,
+                _tensors(inputs),
+                model_version=self._version,
+                request_id=request_id,
+                enable_empty_final_response=True,
+            )
+        except InferenceServerException as error:
+            self._end_stream(cancel=True)
+            raise RequestFailed(
+                f"{self._model} at {self._url} cannot be reached: {error.message()}",
+                hint="see whether the server runs",
+                code="TC-702",
+            ) from error
 
     def _is_over(self, answers: queue.Queue[Any]) -> bool:
         """Whether the final flag follows an error. Errors of the server's core come without one."""
