@@ -307,14 +307,19 @@ def test_serve_says_at_once_where_it_serves(
     class Server:
         http_url, grpc_url, metrics_url = "http://127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:3/metrics"
 
+    class Serving:
+        server, status_url, openai_url = Server, "http://127.0.0.1:4", ""
+
     def serve(*arguments: Any, **_: Any) -> None:
-        arguments[3](Server())
+        arguments[3](Serving())
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("toolchain.triton.serve.serve_engine", serve)
     ran = toolchain("serve", made.engine, "--json")
     assert json.loads(ran.out) == {
+        "models": ["tensorrt_llm"],
+        "status": Serving.status_url,
         "http": Server.http_url,
         "grpc": Server.grpc_url,
         "metrics": Server.metrics_url,

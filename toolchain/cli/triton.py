@@ -107,15 +107,24 @@ def render(
     help="For loading, and again for unloading.",
 )
 @allow_unfit_option
+@dry_run_option
 @json_option
-def update(engine: Path, repository: Path, as_json: bool, server: str | None, **given: Any) -> None:
+def update(
+    engine: Path, repository: Path, as_json: bool, dry_run: bool, server: str | None, **given: Any
+) -> None:
     """Put ENGINE in a served model's place while it is served: no request is lost.
 
     The new version is loaded beside the old one, so that both are in memory for a moment. When it does not load or does
     not answer, the old one goes on serving.
     """
-    from toolchain.triton.update import update_model
+    from toolchain.triton.update import check_update, update_model
 
+    if dry_run:
+        names = {key: given[key] for key in ("model_name", "allow_unfit")}
+        found, model_dir, url, _ = check_update(engine, repository, grpc_url=server, **names)
+        value = {"model": model_dir.name, "engine": found.name, "server": url, "dry_run": True}
+        emit(value, as_json, f"would load {found.name} as the newest version of {model_dir.name} on {url}")
+        return
     done = update_model(engine, repository, grpc_url=server, progress=Terminal(), **given)
     text = f"{done.model}: version {done.version} is {done.engine}, ready after {done.load_seconds:.1f} s"
     if done.replaced:

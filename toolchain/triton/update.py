@@ -75,11 +75,9 @@ def update_model(
     unloaded.
     """
     progress = progress or Silent()
-    engine = read_engine_dir(engine_dir)
-    require_fit(engine.path, engine.manifest, allow_unfit=allow_unfit)
-    model_dir = _model_dir(repository, engine, model_name)
-    url, log_file = _server(repository, grpc_url)
-    _refuse(engine, model_dir)
+    engine, model_dir, url, log_file = check_update(
+        engine_dir, repository, grpc_url=grpc_url, model_name=model_name, allow_unfit=allow_unfit
+    )
     started = time.monotonic()
     with _only_update(repository):
         old = [int(path.name) for path in version_dirs(model_dir)]
@@ -111,6 +109,26 @@ def update_model(
         load_seconds=load_seconds,
         seconds=time.monotonic() - started,
     )
+
+
+def check_update(
+    engine_dir: Path,
+    repository: Path,
+    *,
+    grpc_url: str | None = None,
+    model_name: str | None = None,
+    allow_unfit: bool = False,
+) -> tuple[EngineDir, Path, str, Path | None]:
+    """(engine, directory of its model, host:port of the server, the server's log if known); nothing is changed.
+
+    Raises what ``update_model`` raises before it writes.
+    """
+    engine = read_engine_dir(engine_dir)
+    require_fit(engine.path, engine.manifest, allow_unfit=allow_unfit)
+    model_dir = _model_dir(repository, engine, model_name)
+    url, log_file = _server(repository, grpc_url)
+    _refuse(engine, model_dir)
+    return engine, model_dir, url, log_file
 
 
 def _model_dir(repository: Path, engine: EngineDir, model_name: str | None) -> Path:
