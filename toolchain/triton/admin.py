@@ -12,6 +12,7 @@ from typing import Any, Self
 from toolchain.core.errors import UsageError
 from toolchain.triton.health import Health
 
+LOCAL = ("127.0.0.1", "::1")
 ENDPOINTS = "/metrics, /health/live, /health/ready, /status"
 
 
@@ -45,12 +46,14 @@ class AdminServer:
             self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, path: str) -> tuple[int, str, bytes]:
-        """(HTTP status, content type, body)."""
+    def answer(self, path: str, client: str) -> tuple[int, str, bytes]:
+        """(HTTP status, content type, body). ``client``: its address; /status names paths, for this machine alone."""
         if path == "/metrics":
             from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
             return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        if path == "/status" and client not in LOCAL:
+            return _json(403, {"error": "/status is for clients on the same machine"})
         if path == "/status":
             return _json(200, {**self.facts(), **self.health.snapshot()})
         if path == "/health/live":
@@ -73,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10.0
 
     def do_GET(self) -> None:
-        status, kind, body = self.server.admin.answer(self.path.partition("?")[0])
+        status, kind, body = self.server.admin.answer(self.path.partition("?")[0], self.client_address[0])
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
