@@ -174,6 +174,8 @@ def _run(parts: _Parts, on_ready: Callable[[Serving], None], stop: threading.Eve
     admin.facts = lambda: dict(facts)
     with announced(**facts):
         supervisor.start()
+        for name in names:
+            parts.health.update(name, last_probe=time.time())
         parts.health.serving = True
         on_ready(serving)
         while not stop.wait(CHECK_S):

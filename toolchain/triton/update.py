@@ -85,7 +85,8 @@ def update_model(
         _write(engine, model_dir, number, warmup_requests)
         size = sum(path.stat().st_size for path in engine.checkpoint.glob("*.safetensors")) / GIB
         progress.note(
-            f"loading {engine.name} as version {number}; meanwhile both are in memory, {size:.2f} GiB of weights more"
+            f"loading {engine.name} as version {number}; until it serves both are in memory: {size:.3f} GiB of weights "
+            "more, and another KV cache"
         )
         try:
             load_model(url, model_dir.name, timeout_s=timeout_s)
