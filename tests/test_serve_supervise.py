@@ -137,6 +137,7 @@ def test_rolling_update_loses_no_request(
     served: ServeProcess, engines: tuple[Path, Path], texts: tuple[str, str]
 ) -> None:
     done = threading.Event()
+    recovered = served.status()["models"][0]["recoveries"]
 
     def client(_: int) -> Counter[str]:
         answers: Counter[str] = Counter()
@@ -160,6 +161,7 @@ def test_rolling_update_loses_no_request(
     assert served.ask(PROMPT, **SHORT) == texts[1]
     assert [path.name for path in (served.repository / "tensorrt_llm").iterdir() if path.is_dir()] == ["2"]
     assert [stub.version for stub in served.stubs()] == [2]
+    assert served.status()["models"][0]["recoveries"] == recovered  # the old stub was not missed
     assert json.loads(served.run("status", "--json").stdout)[0]["models"][0]["engine"] == "second"
 
 
