@@ -15,7 +15,7 @@ def main() -> None:
     run.add_argument("--targets", default="paced-http,paced-openai,triton-http,openai", help="with commas")
     run.add_argument("--concurrency", default="1,4", help="with commas")
     run.add_argument("--requests", type=int, default=40)
-    run.add_argument("--prompt-tokens", type=int, default=256)
+    run.add_argument("--prompt-tokens", type=int, default=512)
     run.add_argument("--output-tokens", type=int, default=64)
     table = commands.add_parser("table", help="print the table of the result file")
     table.add_argument("--file", default=None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import force_option, json_option
+from toolchain.cli.options import engine_path, force_option, json_option
 from toolchain.cli.output import Terminal, emit, size, table
 
 
@@ -71,12 +71,19 @@ def command(
     from toolchain.bench.compare.compare import DEFAULT, compare
     from toolchain.bench.compare.sides import read_side
 
-    found = compare(read_side(a), read_side(b), figures=figures or DEFAULT, limit=limit, force=force)
+    found = compare(
+        read_side(_named(a)), read_side(_named(b)), figures=figures or DEFAULT, limit=limit, force=force
+    )
     for finding in found.findings:
         Terminal().note(f"{finding.severity}: {finding.where}: {finding.message}")
     emit(found.to_json(), as_json, render(found))
     if found.failed:
         ctx.exit(1)
+
+
+def _named(text: str) -> str:
+    """With the paths of engines that are given by their names."""
+    return ",".join(str(engine_path(part)) for part in text.split(","))
 
 
 def render(found: Any) -> str:
