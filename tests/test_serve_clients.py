@@ -32,6 +32,7 @@ from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.types import SamplingParams
 from toolchain.triton.client import GenerateClient, RequestFailed
 from toolchain.triton.install import find_server
+from toolchain.triton.load import load_model, unload_model
 from toolchain.triton.probes import read_load
 from toolchain.triton.render import render_repository
 from toolchain.triton.server import TritonServer
@@ -324,6 +325,22 @@ WRONG: dict[str, tuple[list[grpc.InferInput], str]] = {
 }
 
 
+def test_clients_that_close_on_an_error_leave_the_model_replaceable(
+    server: TritonServer, alone: Callable[[str, int], str]
+) -> None:
+    """tritonserver 2.51 keeps a request for ever when its client's leaving meets its final flag."""
+    assert server.process is not None
+    pid = server.process.pid
+    for kind in ("no text", "two prompts", "not a number") * 5:
+        with pytest.raises((RequestFailed, InferenceServerException)):
+            asyncio.run(send(server, WRONG[kind][0]))
+    wait_until(lambda: running(server) == 0, "no request runs any more")
+    unload_model(server.grpc_url, MODEL)
+    wait_until(lambda: not find_stubs(pid), "the model is unloaded")
+    load_model(server.grpc_url, MODEL, timeout_s=TIMEOUT_S)
+    assert_serves(server, alone)
+
+
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_tensors_are_named(kind: str, server: TritonServer) -> None:
     inputs, message = WRONG[kind]
@@ -395,7 +412,7 @@ def test_a_dead_stub_is_an_error_within_the_timeout(repository: Path, tmp_path: 
     try:
         with GenerateClient(server.grpc_url) as client:
             stream = client.stream(
-                "a", timeout_s=3.0, sampling_param_max_tokens=LONG, sampling_param_ignore_eos=True
+                "a", timeout_s=2.0, sampling_param_max_tokens=LONG, sampling_param_ignore_eos=True
             )
             next(stream)
             assert server.process is not None
@@ -404,6 +421,6 @@ def test_a_dead_stub_is_an_error_within_the_timeout(repository: Path, tmp_path: 
             with pytest.raises(RequestFailed):
                 list(stream)
         with GenerateClient(server.grpc_url) as client, pytest.raises(RequestFailed):
-            list(client.stream("a", timeout_s=3.0))
+            list(client.stream("a", timeout_s=2.0))
     finally:
         server.kill()

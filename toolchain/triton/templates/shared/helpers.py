@@ -5,7 +5,9 @@ checks neither that text_input is there nor that every tensor has one element, s
 """
 
 import json
+import queue
 import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +26,8 @@ FLAGS = (
     "return_num_output_tokens",
     "stop",
 )
+FINAL_AFTER_ERROR_S = 0.1
+"""How long after an error its final flag is sent, in seconds."""
 KINDS = {int: "iu", float: "fiu", bool: "b"}
 """Python type -> ``kind`` of the numpy dtypes that hold its values."""
 
@@ -175,6 +179,20 @@ def error_response(message, kind="internal"):
     return pb_utils.InferenceResponse(error=error)
 
 
+_END_LATER = queue.SimpleQueue()
+"""(when, Answer) of those whose last response was an error."""
+
+
+def _end_later():
+    while True:
+        when, answer = _END_LATER.get()
+        time.sleep(max(0.0, when - time.monotonic()))
+        answer.end()
+
+
+threading.Thread(target=_end_later, daemon=True).start()
+
+
 class Answer:
     """The responses to one request, sent from any thread: pieces, then exactly one last response.
 
@@ -196,7 +214,9 @@ class Answer:
         """Send the final response; nothing when there was one already.
 
         An error goes out before the final flag, not with it: after an error that is first and final,
-        generate_stream of tritonserver 2.51 counts the connection as open for ever and cannot stop in time.
+        generate_stream of tritonserver 2.51 counts the connection as open for ever and cannot stop in time. And some
+        time before it: many a client closes its gRPC stream on an error, and where that meets the final flag, the
+        server never lets go of the request, so that it can neither unload the model nor replace its version.
         """
         with self._lock:
             if self._ended:
@@ -204,9 +224,14 @@ class Answer:
             self._ended = True
             if response.has_error():
                 self._send(response, 0)
-                self._send(None, FINAL)
+                _END_LATER.put((time.monotonic() + FINAL_AFTER_ERROR_S, self))
             else:
                 self._send(response, FINAL)
+
+    def end(self):
+        """The final flag alone."""
+        with self._lock:
+            self._send(None, FINAL)
 
     def is_cancelled(self):
         with self._lock:
