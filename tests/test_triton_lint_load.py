@@ -41,7 +41,9 @@ def test_each_model_by_itself(tmp_path: Path) -> None:
     python_model(tmp_path, "free", files={"config.pbtxt": PYTHON + IO.replace("[ 4 ]", "[ -1 ]", 1)})
     python_model(tmp_path, "gpu", "instance_group [ { kind: KIND_GPU } ]")
     python_model(tmp_path, "raises", files={"1/model.py": MODEL_PY + RAISES})
-    python_model(tmp_path, "fails", files={"1/model.py": MODEL_PY.replace("out =", "raise OSError('bad')  #")})
+    python_model(
+        tmp_path, "fails", files={"1/model.py": MODEL_PY.replace("out =", "raise OSError('bad')  #")}
+    )
     python_model(tmp_path, "known_fault", "max_batch_size: -1")
     python_model(tmp_path, "stream", "model_transaction_policy { decoupled: true }", {"1/model.py": STREAMS})
     write_model(tmp_path, "onnx", f'backend: "onnxruntime"\n{IO}', {"1/model.onnx": "x"})
