@@ -51,6 +51,20 @@ class Sent:
     started: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is the same for every level and repeat."""
+
+    python: Path
+    spec: TargetSpec
+    settings: Settings
+    tokenizer: Path
+    """Directory of its files, absolute."""
+    counter: TokenCounter
+    work: Work
+    progress: Progress
+
+
 def run_aiperf(
     *,
     url: str,
@@ -69,57 +83,75 @@ def run_aiperf(
     TC-712 when its files are not what is expected; TC-704 when nothing at all succeeded.
     """
     _refuse(target, settings)
-    progress, python = progress or Silent(), require_aiperf()
     counter = TokenCounter(tokenizer_dir)
-    work = Work(settings, counter)
-    spec = TargetSpec(
-        kind=target,
-        url=url,
-        model=model,
-        endpoint=settings.endpoint,
-        seed=settings.seed,
-        ignore_eos=settings.ignore_eos,
+    job = _Job(
+        python=require_aiperf(),
+        spec=TargetSpec(
+            kind=target,
+            url=url,
+            model=model,
+            endpoint=settings.endpoint,
+            seed=settings.seed,
+            ignore_eos=settings.ignore_eos,
+        ),
+        settings=settings,
+        tokenizer=_tokenizer(tokenizer_dir),
+        counter=counter,
+        work=Work(settings, counter),
+        progress=progress or Silent(),
     )
-    sent: dict[int, list[Sent]] = {}
-    about: About | None = None
-    for repeat in range(settings.repeats):
-        for index, level in enumerate(work.levels):
-            load = work.load(level, index=index, repeat=repeat)
-            about, bodies = asyncio.run(_bodies(spec, _kept(load, level)))
-            words = f"aiperf, {level.words}, repeat {repeat + 1} of {settings.repeats}"
-            with tempfile.TemporaryDirectory(prefix="aiperf-") as place:
-                run = Run(
-                    python=python,
-                    url=url,
-                    target=target,
-                    model=about.model,
-                    tokenizer_dir=_tokenizer(tokenizer_dir),
-                    settings=settings,
-                    concurrency=level.concurrency,
-                    rate=level.rate,
-                    requests=len(bodies),
-                    payloads=Path(place) / "requests.json",
-                    artifacts=Path(place) / "artifacts",
-                )
-                sent.setdefault(index, []).append(_send(run, load, bodies, counter, progress, words))
-            if not repeat and not index:
-                _refuse_all_failed(sent[0][0])
+    about, sent = _measure(job)
     gpus = gpus if gpus is not None else gpus_of(engine_dir, seen=0)
-    server = {"name": about.name, "version": about.version, "notes": list(about.notes)} if about else None
+    server = {"name": about.name, "version": about.version, "notes": list(about.notes)}
     environment = describe_environment(engine_dir=engine_dir, server=server)
     loop = f"open loop, {settings.arrival}" if settings.open_loop else "closed loop"
     return BenchResult(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         url=url,
-        model=about.model if about else model,
+        model=about.model,
         settings=replace(settings, target=target, ceiling=False),
         environment={**environment, "aiperf": READ_VERSION},
-        levels=tuple(_level(level, sent[index], settings, gpus) for index, level in enumerate(work.levels)),
+        levels=tuple(
+            _level(level, sent[index], settings, gpus) for index, level in enumerate(job.work.levels)
+        ),
         target=target,
         tool="aiperf",
         gpus=gpus,
         token_counting=COUNTING,
         load=f"{loop}, {target}, streaming",
+    )
+
+
+def _measure(job: _Job) -> tuple[About, dict[int, list[Sent]]]:
+    """What the server says of itself, and level -> its repeats: every level once, then all of them again."""
+    sent: dict[int, list[Sent]] = {}
+    repeats = job.settings.repeats
+    for repeat in range(repeats):
+        for index, level in enumerate(job.work.levels):
+            load = job.work.load(level, index=index, repeat=repeat)
+            about, bodies = asyncio.run(_bodies(job.spec, _kept(load, level)))
+            words = f"aiperf, {level.words}, repeat {repeat + 1} of {repeats}"
+            with tempfile.TemporaryDirectory(prefix="aiperf-") as place:
+                run = _run(job, level, about.model, len(bodies), Path(place))
+                sent.setdefault(index, []).append(_send(run, load, bodies, job, words))
+            if not repeat and not index:
+                _refuse_all_failed(sent[0][0])
+    return about, sent
+
+
+def _run(job: _Job, level: LevelLoad, model: str, requests: int, place: Path) -> Run:
+    return Run(
+        python=job.python,
+        url=job.spec.url,
+        target=job.spec.kind,
+        model=model,
+        tokenizer_dir=job.tokenizer,
+        settings=job.settings,
+        concurrency=level.concurrency,
+        rate=level.rate,
+        requests=requests,
+        payloads=place / "requests.json",
+        artifacts=place / "artifacts",
     )
 
 
@@ -163,13 +195,12 @@ def _send(
     run: Run,
     load: Load,
     bodies: Sequence[tuple[Request, Any]],
-    counter: TokenCounter,
-    progress: Progress,
+    job: _Job,
     description: str,
 ) -> Sent:
     asked = {
         f"{index:06d}": Asked(
-            prompt_tokens=counter.count(request.prompt),
+            prompt_tokens=job.counter.count(request.prompt),
             output_tokens=request.max_tokens,
             measured=load.warmup <= index < load.warmup + load.measured,
         )
@@ -180,7 +211,7 @@ def _send(
     ]
     run.payloads.write_text(json.dumps({"data": sessions}), encoding="utf-8")
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
-    execute(run, progress, description=description)
+    execute(run, job.progress, description=description)
     records = read_export(run.artifacts, asked, open_loop=run.rate is not None)
     counted = [record for record in records if record.measured]
     start_s, end_s = _window(counted)
