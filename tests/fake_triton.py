@@ -16,7 +16,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-FILES = ("model", "helpers", "engine_process", "instance_gpus", "open_request", "metrics", "senders", "llm_outputs")
+FILES = (
+    "model",
+    "helpers",
+    "engine_process",
+    "instance_gpus",
+    "open_request",
+    "metrics",
+    "senders",
+    "llm_outputs",
+)
 
 
 class TritonModelException(Exception):

@@ -78,7 +78,7 @@ class ServeProcess:
     def stubs_parent(self) -> int:
         """Process id of the tritonserver, which leads a session of its own."""
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _parent(entry) == self.process.pid:
+            if entry.name.isdigit() and _parent(entry) == self.process.pid and _is_tritonserver(entry):
                 return int(entry.name)
         raise AssertionError("no tritonserver")
 
@@ -119,6 +119,10 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {TIMEOUT_S} s: {what}"
         time.sleep(0.05)
+
+
+def _is_tritonserver(entry: Path) -> bool:
+    return (entry / "comm").read_text().strip() == "tritonserver"
 
 
 def _parent(entry: Path) -> int:

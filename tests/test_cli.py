@@ -315,7 +315,7 @@ def test_serve_says_at_once_where_it_serves(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("toolchain.triton.serve.serve_engine", serve)
+    monkeypatch.setattr("toolchain.serve.run.serve_engine", serve)
     ran = toolchain("serve", made.engine, "--json")
     assert json.loads(ran.out) == {
         "models": ["tensorrt_llm"],

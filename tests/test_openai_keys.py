@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from tests.conftest import Ran
 from tests.engine_dirs import write_engine
 from tests.openai_endpoint import Running, endpoint, write_model
 from toolchain.core.errors import UsageError
@@ -94,6 +95,21 @@ def test_an_open_address_needs_a_key_or_the_word_that_it_shall_be_open(host: str
     assert caught.value.code == "TC-643"
     OpenAiServer(grpc_url="127.0.0.1:1", models={}, host=host, api_keys=KEYS)
     OpenAiServer(grpc_url="127.0.0.1:1", models={}, host=host, without_key=True)
+
+
+def test_serve_refuses_an_open_address_without_keys_before_anything_starts(
+    toolchain: Callable[..., Ran], model: Path, tmp_path: Path
+) -> None:
+    engine = write_engine(tmp_path / "engine", checkpoint=model)
+    words = ("serve", engine, "--repository", tmp_path / "repository", "--openai", "--dry-run")
+    refused = toolchain(*words, "--openai-address", "0.0.0.0")
+    assert refused.status == 2
+    assert "TC-643" in refused.err and "--api-key-file" in refused.err
+    # Triton has no keys to be asked for; its address says nothing about the endpoint's.
+    assert toolchain(*words, "--address", "0.0.0.0").status == 0
+    template = toolchain(*words, "--chat-template", tmp_path / "none.jinja")
+    assert template.status == 2 and "none.jinja" in template.err
+    assert not (tmp_path / "repository").exists()
 
 
 def test_keys_are_lines_of_a_file(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 SERVE = """
 import sys
 from pathlib import Path
-from toolchain.triton.serve import Ports, ServeOptions, serve_engine
+from toolchain.serve.run import Ports, ServeOptions, serve_engine
 def ready(serving):
     server = serving.server
     print(server.process.pid, server.grpc_url, server._shm_prefix, flush=True)

@@ -117,6 +117,16 @@ def test_a_model_that_cannot_be_brought_back_ends_it_with_a_status_of_its_own(
     assert not list(Path("/dev/shm").glob(f"toolchain_{served.process.pid}_*"))
 
 
+def test_nothing_is_left_when_serve_itself_is_killed(engines: tuple[Path, Path], tmp_path: Path) -> None:
+    with ServeProcess(engines[0], repository=tmp_path / "repo", options=FAST) as served:
+        regions = f"toolchain_{served.process.pid}_*"
+        assert served.stubs() and list(Path("/dev/shm").glob(regions))
+        served.process.kill()
+        served.process.wait(TIMEOUT_S)
+        wait_until(lambda: not session_members(served.server_pid), "the server's processes have ended")
+        wait_until(lambda: not list(Path("/dev/shm").glob(regions)), "its shared memory is gone")
+
+
 def test_an_engine_that_does_not_load_ends_it_with_status_1(tmp_path: Path) -> None:
     served = ServeProcess(write_engine(tmp_path / "broken"), repository=tmp_path / "repo", options=FAST)
     result = served.run(*served.command[served.command.index("serve") :])

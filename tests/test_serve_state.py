@@ -14,12 +14,12 @@ import requests
 
 from tests.engine_dirs import write_engine
 from toolchain.core.errors import ToolchainError, UsageError
-from toolchain.triton.admin import AdminServer
-from toolchain.triton.foreign import foreign_status
-from toolchain.triton.health import Health
+from toolchain.serve.admin import AdminServer
+from toolchain.serve.foreign import foreign_status
+from toolchain.serve.health import Health
+from toolchain.serve.state import announced, running_servers, runtime_dir, server_of
+from toolchain.serve.update import check_update
 from toolchain.triton.render import render_repository
-from toolchain.triton.state import announced, running_servers, runtime_dir, server_of
-from toolchain.triton.update import check_update
 
 FACTS = {
     "repository": "/r", "log": "/l", "http": "http://127.0.0.1:1", "grpc": "127.0.0.1:2", "metrics": "http://m",

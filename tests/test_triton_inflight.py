@@ -20,12 +20,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tests.fake_triton import Request, rendered_model
 from toolchain.core.errors import FindingsError, ToolchainError, UsageError
+from toolchain.serve.run import Ports, serve_engine
 from toolchain.triton.engine_dir import read_engine_dir
 from toolchain.triton.freshness import refuse_stale_repository
 from toolchain.triton.install import find_server
 from toolchain.triton.lint import lint_repository
 from toolchain.triton.render import refuse_foreign_repository, render_repository
-from toolchain.triton.serve import Ports, serve_engine
 from toolchain.triton.server import TritonServer
 
 GOLDEN = Path(__file__).parent / "golden" / "inflight"

@@ -63,11 +63,11 @@ def command(
     models with the names of their engines.
     """
     from toolchain.evaluate.gates import require_fit
+    from toolchain.serve.run import serve_engine
+    from toolchain.serve.signals import Interrupted
     from toolchain.triton.engine_dir import read_engine_dir
     from toolchain.triton.install import require_server
     from toolchain.triton.render import name_models, render_repository
-    from toolchain.triton.serve import serve_engine
-    from toolchain.triton.signals import Interrupted
 
     found = [read_engine_dir(path) for path in engines]
     for engine in found:
@@ -105,15 +105,15 @@ def command(
 
 
 def _ports(given: dict[str, Any]) -> Any:
-    from toolchain.triton.serve import Ports
+    from toolchain.serve.run import Ports
 
     names = ("http", "grpc", "metrics", "status")
     return Ports(**{name: given[f"{name}_port"] for name in names})
 
 
 def _options(given: dict[str, Any]) -> Any:
-    from toolchain.triton.serve import ServeOptions
-    from toolchain.triton.supervise import SupervisionSettings
+    from toolchain.serve.run import ServeOptions
+    from toolchain.serve.supervise import SupervisionSettings
 
     return ServeOptions(
         address=given["address"],
@@ -136,14 +136,17 @@ def _frontend(models: dict[str, Any], given: dict[str, Any]) -> Any:
     from toolchain.openai.settings import ServedModel
 
     keys = read_api_keys(given["api_key_file"]) if given["api_key_file"] else ()
-    refuse_exposed(given["address"], keys, without_key=False)
-    served = {name: ServedModel.of_engine(engine) for name, engine in models.items()}
+    refuse_exposed(given["openai_address"], keys, without_key=False)
+    served = {
+        name: ServedModel.of_engine(engine, chat_template=given["chat_template"])
+        for name, engine in models.items()
+    }
 
     def start(server: Any) -> OpenAiServer:
         return OpenAiServer(
             grpc_url=server.grpc_url,
             models=served,
-            host=given["address"],
+            host=given["openai_address"],
             port=given["openai_port"],
             api_keys=keys,
         ).start()

@@ -29,7 +29,10 @@ port_options = stack(
         help="Of the supervision: /health/live, /health/ready, /metrics, /status; 0: a free one.",
     ),
     click.option(
-        "--address", default="127.0.0.1", show_default=True, help="0.0.0.0 exposes it to the network."
+        "--address",
+        default="127.0.0.1",
+        show_default=True,
+        help="Of Triton and the supervision; 0.0.0.0 exposes them, without any key, to the network.",
     ),
 )
 warmup_option = click.option(
@@ -74,9 +77,16 @@ openai_options = stack(
     click.option("--openai", is_flag=True, help="Also an OpenAI-compatible endpoint."),
     click.option("--openai-port", type=int, default=8004, show_default=True, help="0 chooses a free one."),
     click.option(
-        "--api-key-file",
-        type=PATH,
-        help="Keys of the OpenAI endpoint, one per line; needed on another address than loopback.",
+        "--openai-address",
+        default="127.0.0.1",
+        show_default=True,
+        help="Another one than loopback needs --api-key-file.",
+    ),
+    click.option("--api-key-file", type=PATH, help="Keys of the OpenAI endpoint, one per line."),
+    click.option(
+        "--chat-template",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Jinja file for chats, instead of that of ENGINE's tokenizer.",
     ),
 )
 drain_options = stack(

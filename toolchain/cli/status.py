@@ -30,7 +30,7 @@ def command(address: str | None, timeout_s: float, as_json: bool) -> int:
     """
     if address is not None:
         return _foreign(address, timeout_s, as_json)
-    from toolchain.triton.status import servers_status
+    from toolchain.serve.status import servers_status
 
     servers = servers_status(probe_timeout_s=timeout_s)
     value = [{**asdict(server), "healthy": server.healthy} for server in servers]
@@ -78,7 +78,7 @@ def _describe(server: Any) -> str:
 
 
 def _foreign(address: str, timeout_s: float, as_json: bool) -> int:
-    from toolchain.triton.foreign import foreign_status
+    from toolchain.serve.foreign import foreign_status
 
     status = foreign_status(address, timeout_s=timeout_s)
     rows = [

@@ -117,7 +117,7 @@ def update(
     The new version is loaded beside the old one, so that both are in memory for a moment. When it does not load or does
     not answer, the old one goes on serving.
     """
-    from toolchain.triton.update import check_update, update_model
+    from toolchain.serve.update import check_update, update_model
 
     if dry_run:
         names = {key: given[key] for key in ("model_name", "allow_unfit")}

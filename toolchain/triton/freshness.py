@@ -36,7 +36,14 @@ def refuse_stale_repository(engines: EngineDir | Mapping[str, EngineDir], reposi
     for name, engine in engines.items():
         target, path = rendered_for(repository / name)
         expected = engine.checkpoint if engine.target == "trtllm" else engine.path
-        if target != engine.target or path is None or path.resolve() != expected.resolve():
+        if path is None:
+            raise UsageError(
+                f"{repository / name} does not say which engine it serves: an earlier release rendered it, or another "
+                "program",
+                hint=again,
+                code="TC-612",
+            )
+        if target != engine.target or path.resolve() != expected.resolve():
             raise UsageError(
                 f"{repository}, {name}, was rendered for target {target}, {path}; engine {engine.name} is target "
                 f"{engine.target}, {expected}",

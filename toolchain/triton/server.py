@@ -17,6 +17,7 @@ from typing import IO, Literal, Self
 from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress, Silent
 from toolchain.triton.client import RequestFailed
+from toolchain.triton.guard import Guard
 from toolchain.triton.install import require_server
 from toolchain.triton.model_dir import model_names, text_models
 from toolchain.triton.ports import check_free, choose_free
@@ -68,6 +69,7 @@ class TritonServer:
         self._started = False
         self._closed = False
         """Set when it is ended: a restart that is under way in another thread must not bring it back."""
+        self._guard: Guard | None = None
         self._shm_prefix = f"toolchain_{os.getpid()}_{secrets.token_hex(4)}_"
 
     def __enter__(self) -> Self:
@@ -112,6 +114,11 @@ class TritonServer:
                 raise ToolchainError("tritonserver was told to stop", code="TC-622")
             with self.log_file.open("ab" if self._started else "wb") as log:
                 self.process = self._spawn(command, installation.environ(), log)
+                self._guard = Guard(
+                    self.process.pid,
+                    shm_prefix=str(SHM / self._shm_prefix),
+                    grace_s=self._exit_timeout_s + KILL_AFTER_S,
+                )
             self._started = True
         try:
             self._wait_until_it_answers()
@@ -260,3 +267,6 @@ class TritonServer:
         for region in SHM.glob(f"{self._shm_prefix}*"):
             with contextlib.suppress(FileNotFoundError):
                 region.unlink()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.dismiss()

@@ -42,7 +42,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-712": (
         "The files of aiperf are not what is expected",
-        "Each finding says what is not there, has another unit, or contradicts another figure. Nothing was read as zero.",
+        "Each finding says what is missing, has another unit, or contradicts another figure. Nothing was read as zero.",
     ),
     "TC-713": (
         "aiperf failed",

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress
-from toolchain.triton.health import Health
+from toolchain.serve.health import Health
+from toolchain.serve.recovery import Recovery
+from toolchain.serve.watch import ModelWatch, Verdict
 from toolchain.triton.probes import ModelLoad, read_load, ready_versions
-from toolchain.triton.recovery import Recovery
 from toolchain.triton.server import TritonServer
 from toolchain.triton.stubs import Stub, find_stubs
-from toolchain.triton.watch import ModelWatch, Verdict
 
 WATCH_S = 0.25
 OnDown = Callable[[str, str], None]

@@ -15,17 +15,17 @@ from typing import Protocol
 from toolchain.core.errors import FindingsError, UsageError
 from toolchain.core.findings import errors
 from toolchain.core.progress import Progress, Silent
-from toolchain.triton.admin import AdminServer
+from toolchain.serve.admin import AdminServer
+from toolchain.serve.health import Health
+from toolchain.serve.signals import Interrupted, handled
+from toolchain.serve.state import announced
+from toolchain.serve.supervise import SupervisionSettings, Supervisor
 from toolchain.triton.engine_dir import EngineDir, read_engine_dir
 from toolchain.triton.freshness import refuse_stale_repository
-from toolchain.triton.health import Health
 from toolchain.triton.inflight_launch import refuse_here
 from toolchain.triton.lint import lint_repository
 from toolchain.triton.render import name_models
 from toolchain.triton.server import LOOPBACK, TritonServer
-from toolchain.triton.signals import Interrupted, handled
-from toolchain.triton.state import announced
-from toolchain.triton.supervise import SupervisionSettings, Supervisor
 
 CHECK_S = 0.5
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import read_json, sha256_file
+from toolchain.serve.state import ServerState, running_servers
 from toolchain.triton.freshness import rendered_for
 from toolchain.triton.probes import probe_engine, ready_versions
-from toolchain.triton.state import ServerState, running_servers
 
 ASK_TIMEOUT_S = 5.0
 

@@ -20,6 +20,7 @@ from toolchain.core.files import GIB
 from toolchain.core.findings import errors
 from toolchain.core.progress import Progress, Silent
 from toolchain.evaluate.gates import require_fit
+from toolchain.serve.state import server_of
 from toolchain.triton.engine_dir import EngineDir, read_engine_dir
 from toolchain.triton.freshness import rendered_for
 from toolchain.triton.lint import lint_repository
@@ -34,7 +35,6 @@ from toolchain.triton.model_dir import (
 from toolchain.triton.probes import probe_engine, read_index
 from toolchain.triton.served import version_dirs
 from toolchain.triton.server_log import log_end
-from toolchain.triton.state import server_of
 from toolchain.triton.version_policy import serves_only_latest
 
 POLL_S = 0.2

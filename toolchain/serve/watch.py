@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Protocol
 
 from toolchain.core.errors import ToolchainError
+from toolchain.serve.health import Health
 from toolchain.triton.client import ModelError, RequestFailed
-from toolchain.triton.health import Health
 from toolchain.triton.probes import ModelLoad, probe_engine, probe_stub
 
 STUB_TIMEOUT_S = 5.0

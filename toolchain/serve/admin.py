@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from toolchain.core.errors import UsageError
-from toolchain.triton.health import Health
+from toolchain.serve.health import Health
 
 LOCAL = ("127.0.0.1", "::1")
 ENDPOINTS = "/metrics, /health/live, /health/ready, /status"
