@@ -27,12 +27,14 @@ from toolchain.core.errors import UsageError
 def command(engine: Path, prompt: str, device: str, chat: bool, as_json: bool, **sampling: Any) -> None:
     """Generate text with ENGINE (an engine or checkpoint directory) in this process, streamed as it comes."""
     from toolchain.runtime.engine import LocalEngine
+    from toolchain.runtime.threads import limit_threads
     from toolchain.runtime.types import SamplingParams
 
     params = SamplingParams(**sampling)
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UsageError("the prompt is not UTF-8 text", hint="check the terminal's encoding", code="TC-503")
     with LocalEngine.load(engine, device=device) as local:
+        limit_threads(local.model)
         asked: Any = local.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
         if as_json:
             answer = local.generate(asked, params)

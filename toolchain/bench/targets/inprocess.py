@@ -16,13 +16,20 @@ class InProcess:
         """``engine``: loaded already, with LocalEngine's ``submit``; by default that of ``spec.url``."""
         self._spec = spec
         self._engine = engine
+        self._threads: int | None = None
+        """CPU threads of this process before it computed as an engine process does."""
 
     async def prepare(self) -> About:
+        import torch
+
         from toolchain import __version__
         from toolchain.runtime.engine import LocalEngine
+        from toolchain.runtime.threads import limit_threads
 
         if self._engine is None:
             self._engine = LocalEngine.load(self._spec.url)
+            self._threads = torch.get_num_threads()
+            limit_threads(self._engine.model)
         return About(name="inprocess", version=__version__, model=self._engine.name)
 
     async def send(self, request: Request) -> AsyncIterator[Piece]:
@@ -56,3 +63,7 @@ class InProcess:
     async def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
+        if self._threads is not None:
+            import torch
+
+            torch.set_num_threads(self._threads)
