@@ -106,11 +106,10 @@ class Supervisor:
                 if time.monotonic() >= probe_at:
                     self._probe()
                     probe_at = time.monotonic() + self._settings.probe_interval_s
-            except ToolchainError as error:
-                if self._stopping.is_set():
-                    return
-                self.failure = error
-                self.ended.set()
+            except Exception as error:  # noqa: BLE001 - a server that nobody watches any more must not look well
+                if not self._stopping.is_set():
+                    self.failure = _failure(error)
+                    self.ended.set()
                 return
 
     def _keep_server(self) -> None:
@@ -184,3 +183,11 @@ class Supervisor:
     def _remember_stubs(self) -> None:
         process = self._server.process
         self._stubs = {stub.pid: stub for stub in find_stubs(process.pid)} if process else {}
+
+
+def _failure(error: Exception) -> ToolchainError:
+    if isinstance(error, ToolchainError):
+        return error
+    failure = ToolchainError(f"the supervision failed: {type(error).__name__}: {error}", code="TC-636")
+    failure.__cause__ = error
+    return failure

@@ -77,6 +77,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The directory of running servers cannot be trusted",
         "Another user could write it. Remove it, or name another with TOOLCHAIN_RUNTIME_DIR.",
     ),
+    "TC-636": (
+        "The supervision of a server failed",
+        "Nobody would have noticed a dead model any more, so the server was ended. This is a defect: please report it.",
+    ),
     "TC-635": ("Not the address of a server", "Give HOST:PORT, or a URL such as http://127.0.0.1:8000."),
     "TC-625": ("tritonserver did not stop cleanly", "It was killed; requests that still ran are lost."),
     "TC-641": (
