@@ -12,7 +12,9 @@ def main() -> None:
     run = commands.add_parser("run", help="measure in turns on one running server, and write the result file")
     run.add_argument("--engine", default="engines/demo-moe-nvfp4")
     run.add_argument("--rounds", type=int, default=5)
-    run.add_argument("--targets", default="paced-http,paced-openai,triton-http,openai", help="with commas")
+    run.add_argument(
+        "--targets", default="paced-http,paced-openai,paced-triton,triton-http,openai", help="with commas"
+    )
     run.add_argument("--concurrency", default="1,4", help="with commas")
     run.add_argument("--requests", type=int, default=40)
     run.add_argument("--prompt-tokens", type=int, default=512)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.triton_cost.noop_worker import write_python
 from toolchain.bench.aiperf import run_aiperf
 from toolchain.bench.aiperf.installed import READ_VERSION, require_aiperf
 from toolchain.bench.ceiling import NullServer
@@ -19,7 +20,7 @@ from toolchain.bench.null_server import NAME as NULL_MODEL
 from toolchain.bench.run import run_bench
 from toolchain.bench.settings import Settings
 from toolchain.bench.types import BenchResult
-from toolchain.core.files import atomic_write_json
+from toolchain.core.files import atomic_write_json, read_json
 from toolchain.openai.server import OpenAiServer
 from toolchain.openai.settings import ServedModel
 from toolchain.triton.contract import MODEL_NAME
@@ -37,7 +38,11 @@ TOOLS = ("toolchain", "aiperf")
 PACED = {"paced-http": "triton-http", "paced-openai": "openai"}
 """A server that computes nothing and sends a token every PACE_MS: what differs there is the generators alone."""
 PACE_MS = 15.0
-TARGETS = (*PACED, "triton-http", "openai")
+PACED_TRITON = "paced-triton"
+"""The real tritonserver over a model that takes PACE_MS for a step and PREFILL_MS for prompts, without computing: TTFT
+and ITL as a GPU has them, and neither generator takes the server's cores away."""
+PREFILL_MS = 100.0
+TARGETS = (*PACED, PACED_TRITON, "triton-http", "openai")
 
 
 class Place(NamedTuple):
@@ -58,7 +63,10 @@ def measure(
     requests: int,
     lengths: tuple[int, int],
 ) -> None:
-    """Each round has other prompts; within a round both tools send the same ones, the other one first each time."""
+    """Each round has other prompts; within a round both tools send the same ones, the other one first each time.
+
+    What the result file holds of other targets, measured by the same aiperf with the same engine, stays in it.
+    """
     require_aiperf()
     cells: list[dict[str, Any]] = []
     with _servers(engine, targets) as places:
@@ -77,18 +85,33 @@ def measure(
                     print(f"round {round_ + 1} of {rounds}: {tool}, {name}", file=sys.stderr, flush=True)
                     result = _run(tool, place, settings, engine)
                     cells += _cells(result, name, tool, round_)
-    document = {
-        "aiperf": READ_VERSION,
-        "engine": engine.name,
+    how = {
         "rounds": rounds,
         "requests": requests,
         "prompt_tokens": lengths[0],
         "output_tokens": lengths[1],
-        "environment": describe_environment(engine_dir=engine, server=None),
         "load_average": os.getloadavg()[0],
-        "cells": cells,
+    }
+    kept = _kept(engine, targets)
+    document = {
+        "aiperf": READ_VERSION,
+        "engine": engine.name,
+        "targets": {**kept.get("targets", {}), **dict.fromkeys(targets, how)},
+        "environment": describe_environment(engine_dir=engine, server=None),
+        "cells": [*kept.get("cells", []), *cells],
     }
     atomic_write_json(RESULT, document)
+
+
+def _kept(engine: Path, targets: Sequence[str]) -> dict[str, Any]:
+    """The part of the result file that is about other targets; empty where it was measured with another engine."""
+    found = read_json(RESULT) if RESULT.is_file() else {}
+    if (found.get("aiperf"), found.get("engine")) != (READ_VERSION, engine.name):
+        return {}
+    return {
+        "targets": {name: how for name, how in found["targets"].items() if name not in targets},
+        "cells": [cell for cell in found["cells"] if cell["target"] not in targets],
+    }
 
 
 def _run(tool: str, place: Place, settings: Settings, engine: Path) -> BenchResult:
@@ -125,7 +148,12 @@ def _servers(engine: Path, targets: Sequence[str]) -> Iterator[dict[str, Place]]
             null.pace(PACE_MS)
             url = f"http://127.0.0.1:{null.port}"
             places = {name: Place(url, PACED[name], NULL_MODEL) for name in targets if name in PACED}
-        if set(targets) - set(PACED):
+        if PACED_TRITON in targets:
+            python = write_python(Path(directory) / "python", f"{PACE_MS / 1e3},{PREFILL_MS / 1e3}")
+            paced = render_repository(engine, Path(directory) / "paced", python=python, allow_unfit=True)
+            url = stack.enter_context(TritonServer(paced)).http_url
+            places[PACED_TRITON] = Place(url, "triton-http", MODEL_NAME)
+        if set(targets) & {"triton-http", "openai"}:
             repository = render_repository(engine, Path(directory) / "repository", allow_unfit=True)
             server = stack.enter_context(TritonServer(repository))
             if "triton-http" in targets:

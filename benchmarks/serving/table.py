@@ -16,6 +16,8 @@ ROWS = (
     ("output_tokens_per_s", "tokens/s"),
 )
 LIMIT = 0.05
+AT_ONCE = ("paced-http", "paced-openai")
+"""Servers that send the first token at once."""
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -32,10 +34,11 @@ def render(document: Mapping[str, Any]) -> str:
                 if ours and len(ours) == len(theirs):
                     lines.append(_line(target, users, words, ours, theirs))
     cpu = f"{document['environment']['cpu']}, {document['environment']['cpu_cores']} cores"
-    words = f"{document['rounds']} rounds of {document['requests']} requests, prompts of {document['prompt_tokens']} "
-    words += f"and answers of {document['output_tokens']} tokens, {document['engine']}, aiperf {document['aiperf']}, "
-    words += f"{cpu}."
-    return "\n".join([*lines, "", words])
+    lines.append("")
+    for target, how in document["targets"].items():
+        lengths = f"prompts of {how['prompt_tokens']} and answers of {how['output_tokens']} tokens"
+        lines.append(f"{target}: {how['rounds']} rounds of {how['requests']} requests, {lengths}.")
+    return "\n".join([*lines, f"{document['engine']}, aiperf {document['aiperf']}, {cpu}."])
 
 
 def _values(
@@ -51,7 +54,7 @@ def _line(target: str, users: int, words: str, ours: list[float], theirs: list[f
     ratio, low, high = paired_ratio(ours, theirs)
     interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     agrees = "yes" if abs(ratio - 1) <= LIMIT else "**no**"
-    if target.startswith("paced") and words.startswith("TTFT"):
+    if target in AT_ONCE and words.startswith("TTFT"):
         agrees = (
             "–"  # the server answers at once: it is the generators' own time, of which a ratio says nothing
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.triton_cost.noop_model import noop_engine
+from benchmarks.triton_cost.noop_worker import write_python
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "triton_cost.json"
@@ -117,12 +118,9 @@ def _triton(engine: Path, pace_ms: float) -> dict[int, list[Times]]:
     from toolchain.triton.server import TritonServer
 
     with tempfile.TemporaryDirectory() as directory:
-        python = Path(directory) / "python"
-        words = f'"{sys.executable}" -m benchmarks.triton_cost.noop_worker {pace_ms / 1e3}'
-        python.write_text(f'#!/bin/sh\ncd "{ROOT}"\nexec {words} "$@"\n')
-        python.chmod(0o755)
+        python = write_python(Path(directory) / "python", str(pace_ms / 1e3))
         repository = render_repository(
-            engine, Path(directory) / "repository", python=str(python), allow_unfit=True
+            engine, Path(directory) / "repository", python=python, allow_unfit=True
         )
         with TritonServer(repository) as server:
 
