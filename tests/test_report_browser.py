@@ -21,8 +21,9 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Of this file alone: while Playwright's synchronous interface is open, nothing else here can run asyncio."""
     with chromium() as found:
         yield found
 

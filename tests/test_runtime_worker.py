@@ -85,8 +85,9 @@ def test_the_chunks_of_one_round_come_in_one_line(model: Path) -> None:
     pipe.process.communicate()
     entries = [entry for line in lines for entry in line["chunks"]]
     assert sum(len(entry["token_ids"]) for entry in entries) == 3 * 40 + 1
-    # Two rows: most steps have a chunk of each.
-    assert len(lines) < 0.75 * len(entries)
+    # Two rows: a step in which both have text is one line.
+    assert max(len(line["chunks"]) for line in lines) >= 2
+    assert len(lines) < len(entries)
     assert (2, 2) in {(line["running"], line["waiting"]) for line in lines}
     assert (lines[-1]["running"], lines[-1]["waiting"]) == (0, 0)
     assert max(line["running"] for line in lines) == 2

@@ -338,7 +338,8 @@ def test_the_command_streams_when_asked_and_when_memory_is_short(
         and "streaming shard by shard, which writes the same bytes" in ran.err
     )
     assert files(tmp_path / "asked") == files(tmp_path / "memory") == files(tmp_path / "short")
-    texts = ("--calib-data", Path(__file__).parent, "--calib-samples", 2, "--calib-length", 32)
+    code = Path(__file__).parent.parent / "toolchain" / "core"
+    texts = ("--calib-data", code, "--calib-samples", 2, "--calib-length", 32)
     needs = ("quantize", tiny("qwen3_moe"), "--format", "nvfp4", *texts, "--output", tmp_path / "n", "--json")
     ran = toolchain(*needs)
     assert ran.status == 0 and ran.json["streamed"] == "layers"
