@@ -26,8 +26,12 @@ FLAGS = (
     "return_num_output_tokens",
     "stop",
 )
-FINAL_AFTER_ERROR_S = 0.1
-"""How long after an error its final flag is sent, in seconds."""
+FINAL_AFTER_ERROR_S = 0.3
+"""How long after an error its final flag is sent to a client that stays, in seconds; /generate answers only then."""
+FINAL_AFTER_LEAVING_S = 0.05
+"""The same, in seconds after its client was found to have gone."""
+ASK_S = 0.01
+"""How often that is asked, in seconds."""
 KINDS = {int: "iu", float: "fiu", bool: "b"}
 """Python type -> ``kind`` of the numpy dtypes that hold its values."""
 
@@ -180,14 +184,25 @@ def error_response(message, kind="internal"):
 
 
 _END_LATER = queue.SimpleQueue()
-"""(when, Answer) of those whose last response was an error."""
+"""Answers whose last response was an error."""
 
 
 def _end_later():
+    waiting = {}  # Answer -> when to end it
+    asked = {}  # those whose client had not gone yet
     while True:
-        when, answer = _END_LATER.get()
-        time.sleep(max(0.0, when - time.monotonic()))
-        answer.end()
+        try:
+            answer = _END_LATER.get(timeout=ASK_S if waiting else None)
+            waiting[answer] = asked[answer] = time.monotonic() + FINAL_AFTER_ERROR_S
+        except queue.Empty:
+            pass
+        for answer in [answer for answer in asked if answer.is_left()]:
+            del asked[answer]
+            waiting[answer] = time.monotonic() + FINAL_AFTER_LEAVING_S
+        for answer in [answer for answer, when in waiting.items() if when <= time.monotonic()]:
+            del waiting[answer]
+            asked.pop(answer, None)
+            answer.end()
 
 
 threading.Thread(target=_end_later, daemon=True).start()
@@ -216,7 +231,8 @@ class Answer:
         An error goes out before the final flag, not with it: after an error that is first and final,
         generate_stream of tritonserver 2.51 counts the connection as open for ever and cannot stop in time. And some
         time before it: many a client closes its gRPC stream on an error, and where that meets the final flag, the
-        server never lets go of the request, so that it can neither unload the model nor replace its version.
+        server never lets go of the request, so that it can neither unload the model nor replace its version. The flag
+        follows the client's leaving, therefore, and comes to one that stays when hardly anybody leaves any more.
         """
         with self._lock:
             if self._ended:
@@ -224,7 +240,7 @@ class Answer:
             self._ended = True
             if response.has_error():
                 self._send(response, 0)
-                _END_LATER.put((time.monotonic() + FINAL_AFTER_ERROR_S, self))
+                _END_LATER.put(self)
             else:
                 self._send(response, FINAL)
 
@@ -232,6 +248,14 @@ class Answer:
         """The final flag alone."""
         with self._lock:
             self._send(None, FINAL)
+
+    def is_left(self):
+        """True when the client of an answer that awaits its final flag has gone."""
+        with self._lock:
+            try:
+                return self._sender.is_cancelled()
+            except pb_utils.TritonModelException:
+                return False
 
     def is_cancelled(self):
         with self._lock:

@@ -1,0 +1,1 @@
+"""Training with fake quantization: what four bits take, got back before the export."""
