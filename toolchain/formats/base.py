@@ -66,6 +66,8 @@ class Format:
     """Policy preset that is the default for a mixture-of-experts model."""
     default_recipe: str = "max"
     """Recipe (``toolchain.recipes``) that the format's name promises: ``awq`` for int4_awq."""
+    learned_scales: bool = False
+    """True when training can learn the block scales of weights: ModelOpt's LSQ is for NVFP4 blocks only."""
 
     def __hash__(self) -> int:
         """By name: the generated one walks all fields, for each of a model's matrices."""

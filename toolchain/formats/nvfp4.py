@@ -21,4 +21,5 @@ NVFP4 = Format(
     group_size=16,
     in_multiple=16,
     equal_in_fused=("weight_scale_2", "input_scale"),
+    learned_scales=True,
 )

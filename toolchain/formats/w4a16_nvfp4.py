@@ -20,4 +20,5 @@ W4A16_NVFP4 = Format(
     group_size=16,
     in_multiple=16,
     equal_in_fused=("weight_scale_2",),
+    learned_scales=True,
 )

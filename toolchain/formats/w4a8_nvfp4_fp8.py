@@ -24,4 +24,5 @@ W4A8_NVFP4_FP8 = Format(
     group_size=32,
     in_multiple=32,
     equal_in_fused=("weight_scale_2", "input_scale"),
+    learned_scales=True,
 )
