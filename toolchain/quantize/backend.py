@@ -28,6 +28,9 @@ BY_RANGE = {"codes": "range"}
 Inputs are rounded under the range that a runtime has, stored scale * 448, which may differ in its last place."""
 FP8_RANGE = {"range": "fp8"}
 """``backend_extra_args`` of NVFP4 quantizers whose kernels expand blocks to E4M3: scale amax / 448, not amax / 2688."""
+CURRENT_RANGE = {"range": "current"}
+"""``backend_extra_args`` of weights that are trained: ranges of channels and static blocks are those of the tensor that
+is given, as packing will take them, and not those that calibration saw (``current_ranges.py``)."""
 
 
 def register() -> None:
@@ -82,7 +85,10 @@ def _round(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
     if quantizer.num_bits == E4M3 and quantizer._dynamic:
         return fp8.fake_quantize_tokens(inputs)
     # Static scales, already shaped to the inputs: of a tensor, of channels, or of blocks that ModelOpt has unfolded.
-    amax = quantizer.amax if quantizer.amax is not None else inputs.abs().amax()
+    if quantizer.backend_extra_args == CURRENT_RANGE:
+        amax = range_of(inputs, quantizer.axis)
+    else:
+        amax = quantizer.amax if quantizer.amax is not None else inputs.abs().amax()
     if quantizer._use_constant_amax:  # fp8_cast: ModelOpt takes 448, a scale of 1, and keeps no buffer for it
         amax = torch.tensor(fp8.E4M3_MAX)
     scale = scales_of(amax.to(inputs.device), quantizer.maxbound)
@@ -95,6 +101,12 @@ def _round(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
         return (fp8.divide(inputs, scale).float() * scale).to(inputs.dtype)
     largest = int(quantizer.maxbound)
     return ((inputs.float() / scale).round_().clamp_(-largest - 1, largest) * scale).to(inputs.dtype)
+
+
+def range_of(inputs: torch.Tensor, axis: int | tuple[int, ...]) -> torch.Tensor:
+    """Largest magnitudes of ``inputs`` over all dimensions but ``axis``, which keep their place (size 1)."""
+    kept = {index % inputs.dim() for index in ((axis,) if isinstance(axis, int) else axis)}
+    return inputs.abs().amax([index for index in range(inputs.dim()) if index not in kept], keepdim=True)
 
 
 def _round_dynamic_blocks(inputs: torch.Tensor, quantizer: Any, blocks: dict[Any, Any]) -> torch.Tensor:

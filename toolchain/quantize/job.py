@@ -217,6 +217,8 @@ def _run_modelopt(
         modules = quantizers.quantize(model, plan, family, forward)
         scales.share_expert_inputs(model)
         scales.merge_fused(model, quantizers.fused_groups(modules, family))
+        if plan.training:  # numbers that are trained do not stay those of the source
+            return apply_recipe(model, modules, plan, family, forward, progress)
         source = Precast(open_source(resolve_model(plan.model)), modules, family)
         applied = apply_recipe(model, source.rest(), plan, family, forward, progress)
         source.apply(model, applied, progress)

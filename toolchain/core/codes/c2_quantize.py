@@ -106,4 +106,28 @@ CODES: dict[str, tuple[str, str]] = {
         "Its worker died again and again (memory, most often), or failed with an error of its own; the message names "
         "it. What is finished is kept: run the same command again.",
     ),
+    "TC-260": (
+        "No block scales that could be learned",
+        "--learned-scales is for NVFP4 weights (nvfp4, w4a16_nvfp4, w4a8_nvfp4_fp8) among the trained matrices; other "
+        "formats take their scales from the weights in every step.",
+    ),
+    "TC-261": (
+        "Learned scales do not fit",
+        "The saved block scales are of other matrices than this plan's. Start the training anew, or give the directory "
+        "that belongs to the plan.",
+    ),
+    "TC-250": (
+        "The recipe cannot be trained under",
+        "It chooses codes, block scales or target weights after calibration, which training would have to undo. Use "
+        "--recipe max, or transforms and input scales alone (awq, smoothquant, headroom, pinned).",
+    ),
+    "TC-251": (
+        "Nothing of the model has the role that is to be trained",
+        "The message lists the roles that its parameters have.",
+    ),
+    "TC-252": (
+        "A trained model, or the start of a training, is not one of this plan or was changed",
+        "Quantizers belong to the weights that were trained under them. Train again, or give the plan that it was "
+        "trained by.",
+    ),
 }
