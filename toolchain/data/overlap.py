@@ -15,6 +15,8 @@ WINDOW = 32
 """Tokens. Shorter runs recur in any two texts of a kind; licence headers and boilerplate do so at this length as well,
 which is why a few per cent are no cause for alarm."""
 KEPT = 512
+BOILERPLATE_ROWS, BOILERPLATE_SHARE = 4, 0.01
+"""A window in so many rows, and in this share of all, is no copy of one document. Documents are distinct before."""
 _BASE, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 """Odd multipliers of the splitmix64 generator."""
 
@@ -35,6 +37,19 @@ def shared_fraction(kept: str, tokens: Sequence[int]) -> float | None:
     if len(known) == KEPT:  # else it holds every window there was
         hashes = hashes[hashes <= known[-1]]
     return float(np.isin(hashes, known).mean()) if len(hashes) and len(known) else None
+
+
+def copied_fraction(rows: Sequence[np.ndarray], tokens: np.ndarray) -> float:
+    """Share, 0 to 1, of the windows of ``tokens`` [n] that also stand in ``rows``, both texts being at hand.
+
+    Windows of very many rows are boilerplate (a system prompt, a licence) and count as not shared.
+    """
+    wanted, counts = np.unique(_hashes(tokens), return_counts=True)
+    found = np.zeros(len(wanted), dtype=np.int64)
+    for row in rows:
+        found += np.isin(wanted, _hashes(row))
+    most = max(BOILERPLATE_ROWS, len(rows) * BOILERPLATE_SHARE)
+    return float(counts[(found > 0) & (found < most)].sum() / counts.sum()) if len(wanted) else 0.0
 
 
 def _hashes(tokens: np.ndarray) -> np.ndarray:

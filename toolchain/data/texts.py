@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,15 @@ def read_texts(path: Path) -> Iterator[Sample]:
     content); blank lines and empty texts are skipped. Raises UsageError (TC-520) when there is nothing,
     ToolchainError (TC-521) with file and line for what cannot be read.
     """
+    return read_records(path, sample_of)
+
+
+def read_records(path: Path, parse: Callable[[Any, str], Any]) -> Iterator[Any]:
+    """``read_texts`` with another reader of records: (parsed JSON or row, where it stands) -> sample."""
     path = Path(path)
     found = False
     for file in _files(path):
-        for sample in _read(file):
+        for sample in _read(file, parse):
             if sample:
                 found = True
                 yield sample
@@ -53,12 +58,16 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.suffix in KNOWN_SUFFIXES and file.is_file())
 
 
-def _read(file: Path) -> Iterator[Sample]:
+def _read(file: Path, parse: Callable[[Any, str], Any]) -> Iterator[Any]:
     if file.suffix in PARQUET_SUFFIXES:
-        yield from _read_parquet(file)
+        yield from _read_parquet(file, parse)
         return
     try:
         text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ToolchainError(
+            f"{file} cannot be read: {error.strerror}", hint="check its permissions", code="TC-521"
+        ) from error
     except UnicodeDecodeError as error:
         raise ToolchainError(
             f"{file} is not UTF-8 text: {error}", hint="convert it to UTF-8", code="TC-521"
@@ -69,10 +78,10 @@ def _read(file: Path) -> Iterator[Sample]:
     # Not splitlines(): it also splits at U+2028 and others, which JSON strings may hold.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _sample(line, f"{file}:{number}")
+            yield parse(_json(line, f"{file}:{number}"), f"{file}:{number}")
 
 
-def _read_parquet(file: Path) -> Iterator[Sample]:
+def _read_parquet(file: Path, parse: Callable[[Any, str], Any]) -> Iterator[Any]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -81,7 +90,7 @@ def _read_parquet(file: Path) -> Iterator[Sample]:
         with ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
-                    yield sample_of(row, f"{file} row {number}")
+                    yield parse(row, f"{file} row {number}")
                     number += 1
     except pyarrow.ArrowException as error:
         raise ToolchainError(
@@ -89,12 +98,11 @@ def _read_parquet(file: Path) -> Iterator[Sample]:
         ) from error
 
 
-def _sample(line: str, where: str) -> Sample:
+def _json(line: str, where: str) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(line)
     except ValueError as error:
-        raise _bad(where, f"not JSON: {error}") from error
-    return sample_of(value, where)
+        raise bad_record(where, f"not JSON: {error}") from error
 
 
 TEXT_KEYS = ("text", "article", "prompt", "content")
@@ -108,7 +116,9 @@ def sample_of(value: Any, where: str) -> Sample:
             return str(value[key])
     if isinstance(value, dict) and _is_conversation(value.get("messages")):
         return [{"role": item["role"], "content": item["content"]} for item in value["messages"]]
-    raise _bad(where, 'expected an object with "text" (a string) or "messages" (role and content, strings)')
+    raise bad_record(
+        where, 'expected an object with "text" (a string) or "messages" (role and content, strings)'
+    )
 
 
 def _is_conversation(value: Any) -> bool:
@@ -118,5 +128,6 @@ def _is_conversation(value: Any) -> bool:
     )
 
 
-def _bad(where: str, problem: str) -> ToolchainError:
+def bad_record(where: str, problem: str) -> ToolchainError:
+    """The error about one record, and what to do about it."""
     return ToolchainError(f"{where}: {problem}", hint="mend or remove the line", code="TC-521")

@@ -212,4 +212,42 @@ CODES: dict[str, tuple[str, str]] = {
         "The exclude of a sweep leaves out nothing, or everything",
         "Each entry must match a cell of the grid: one that matches none has a misspelt value.",
     ),
+    "TC-190": (
+        "Training does not fit into memory",
+        "The finding says what takes how much and what would fit. Training holds the weights, their gradients and two "
+        "moments of the optimizer in float32, the teacher and the activations: --gradient-checkpointing, a smaller "
+        "--batch-size with more --accumulate, --lora, or --parallel fsdp2 over more devices.",
+    ),
+    "TC-191": (
+        "This plan cannot be trained",
+        "Trained weights are packed as any others are: recipes that choose codes, block scales or other weights after "
+        "calibration would undo the training. Use --recipe default, and a source whose weights are not packed already.",
+    ),
+    "TC-192": (
+        "There is too little training data",
+        "Training needs one optimizer step of sequences at least (devices x batch size x accumulate x length tokens), "
+        "and held-out text: a share of the documents, or --held-out.",
+    ),
+    "TC-193": (
+        "The training data, the tokenizer and the model do not belong together",
+        "Ids must be those of the tokenizer beside config.json, and each needs a row in the embedding.",
+    ),
+    "TC-194": (
+        "Held-out text also stands in the training text",
+        "What was trained on says nothing about the rest, and early stopping would come too late. Take it out of one "
+        "of the two.",
+    ),
+    "TC-195": (
+        "The calibration could not be repeated",
+        "Training starts from the scales of the engine's checkpoint, bit for bit: another device, thread count or "
+        "library version may round otherwise. Train from the MODEL instead, which calibrates anew.",
+    ),
+    "TC-196": (
+        "An option of training is out of range, or contradicts another",
+        "The finding names it and what would work.",
+    ),
+    "TC-197": (
+        "Training cannot start from this engine",
+        "An engine names its model and calibration text; both must still be there, unchanged. Give the MODEL instead.",
+    ),
 }
