@@ -1,0 +1,191 @@
+"""Learned block scales: the start is PTQ, gradients are LSQ's, and what is packed is what the student computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.planning import plan_for
+from toolchain.checkpoint.source import open_source
+from toolchain.codecs import e2m1, get_codec
+from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.families import get_family
+from toolchain.formats import FORMATS, supports_learned_scales
+from toolchain.plan.types import Training
+from toolchain.qat.learned_scales import (
+    enable_learned_scales,
+    learned_state,
+    packed_with_learned,
+    restore_learned,
+)
+from toolchain.quantize.job import calibrate
+from toolchain.quantize.quantizers import fused_groups, planned_modules
+
+Tiny = Callable[[str], Path]
+NVFP4 = ("nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
+CASES = [
+    ("qwen3_moe", "nvfp4"),
+    ("qwen3_moe", "w4a16_nvfp4"),
+    ("llama", "nvfp4"),
+    ("llama", "w4a8_nvfp4_fp8"),
+]
+
+
+def make(source: Path, format_name: str, **training: Any) -> Any:
+    plan = plan_for(source, format_name, policy="all-linear")
+    plan = replace(plan, training=Training(data=("x",), learned_scales=True, **training))
+    done = calibrate(plan, device="cpu", dtype=torch.float32)
+    config = done.model.config
+    family = get_family(config.model_type, config.architectures[0], list(open_source(source).infos))
+    modules = planned_modules(done.model, plan, family)
+    return SimpleNamespace(model=done.model, plan=plan, family=family, modules=modules)
+
+
+def computed(student: Any) -> dict[str, torch.Tensor]:
+    """Module path -> the weight values that its forward pass multiplies with."""
+    with torch.no_grad():
+        found = {path: student.model.get_submodule(path) for path in student.modules}
+        return {path: linear.weight_quantizer(linear.weight) for path, linear in found.items()}
+
+
+def tokens(rows: int = 2) -> torch.Tensor:
+    return torch.randint(4, 260, (rows, 64), generator=torch.Generator().manual_seed(0))
+
+
+def train(student: Any, parameters: list[torch.nn.Parameter], steps: int = 4, rate: float = 4e-3) -> None:
+    """A few steps towards other logits, far enough that scales and codes change."""
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    goal = torch.randn(2, 64, 320, generator=torch.Generator().manual_seed(1)) * 4
+    for _ in range(steps):
+        (student.model(tokens()).logits - goal).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def trained_weights(student: Any) -> list[torch.nn.Parameter]:
+    found = [student.model.get_submodule(path).weight for path in student.modules]
+    return [weight.requires_grad_() for weight in found]
+
+
+@pytest.mark.parametrize(("kind", "format_name"), CASES)
+def test_it_begins_at_ptq_and_packs_what_it_computes(tiny: Tiny, kind: str, format_name: str) -> None:
+    student = make(tiny(kind), format_name)
+    if kind == "llama":  # blocks and whole matrices of zeros
+        student.model.get_submodule("model.layers.0.mlp.down_proj").weight.data[:, :32] = 0
+        student.model.get_submodule("model.layers.0.mlp.up_proj").weight.data.zero_()
+    before = computed(student)
+    scales = enable_learned_scales(student)
+    assert len(scales) == len(student.modules)
+    assert all(torch.equal(value, before[path]) for path, value in computed(student).items())
+
+    train(student, [*trained_weights(student), *scales.values()])
+    after, packed = computed(student), packed_with_learned(student)
+    assert set(packed) == set(student.modules)
+    changed = 0
+    for path, tensors in packed.items():
+        codec = get_codec(format_name)
+        assert {item.suffix for item in codec.format.stored} == set(tensors)
+        assert tensors["weight_scale"].dtype == torch.float8_e4m3fn
+        assert torch.equal(codec.unpack(tensors, torch.float32), after[path])
+        plain = codec.pack(student.model.get_submodule(path).weight.data, _calibrated(student, path))
+        changed += int((plain["weight_scale"].float() != tensors["weight_scale"].float()).sum())
+        for suffix in tensors.keys() & {"weight_scale_2", "input_scale"}:
+            assert torch.equal(tensors[suffix], plain[suffix])
+    assert changed > 100  # scales were learned: no longer those of the weights
+    for group in fused_groups(student.modules, student.family):
+        for suffix in ("weight_scale_2", "input_scale"):
+            assert len({float(packed[path][suffix]) for path in group if suffix in packed[path]}) <= 1
+
+
+def _calibrated(student: Any, path: str) -> Any:
+    """What plain packing knows of the matrix."""
+    from toolchain.codecs.base import Calibrated
+
+    linear = student.model.get_submodule(path)
+    inputs = linear.input_quantizer
+    return Calibrated(
+        weight_amax=linear.weight_quantizer.amax, input_amax=inputs.amax if inputs.is_enabled else None
+    )
+
+
+def test_gradients_are_those_of_the_definition(tiny: Tiny) -> None:
+    """w_q = round(w / s) * s', s' = E4M3(amax / 6) straight through: by hand, of one matrix."""
+    student = make(tiny("llama"), "nvfp4")
+    path = "model.layers.0.self_attn.o_proj"
+    linear = student.model.get_submodule(path)
+    linear.weight.data.mul_(
+        1 + 1e-4 * torch.rand(linear.weight.shape)
+    )  # bf16 numbers often lie between two codes
+    (amax,) = enable_learned_scales(student, [path]).values()
+    weight = linear.weight.requires_grad_()
+    outer = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+    (linear.weight_quantizer(weight) * outer).sum().backward()
+
+    scale_2 = linear.weight_quantizer.amax / (6 * 448)
+    blocks = weight.detach().unflatten(-1, (-1, 16))
+    scale = (blocks.abs().amax(-1) / (6 * scale_2)).to(torch.float8_e4m3fn).float() * scale_2
+    ratio = blocks / scale[..., None]
+    values = torch.tensor([*e2m1.VALUES, *(-v for v in e2m1.VALUES)])
+    rounded = values[(ratio[..., None] - values).abs().argmin(-1)]
+    expected = (outer.unflatten(-1, (-1, 16)) * rounded).sum(-1) / 6
+    assert (amax.grad is not None) and torch.allclose(amax.grad, expected, rtol=1e-4, atol=1e-4)
+    inside = (ratio.abs() <= 6).flatten(-2)
+    assert weight.grad is not None and torch.allclose(weight.grad, outer * inside, rtol=1e-5, atol=1e-6)
+    assert 0 < int((~inside).sum()) < 0.1 * inside.numel()  # a scale that was rounded down clips its largest
+
+
+def test_the_arithmetic_is_modelopts_own(tiny: Tiny) -> None:
+    """ModelOpt's scale path runs on CPUs; it multiplies by reciprocals, so its last digit may be another."""
+    from modelopt.torch.quantization.nn.modules.tensor_quantizer import StaticBlockScaleQuantizer
+
+    student = make(tiny("llama"), "nvfp4")
+    path = "model.layers.1.mlp.down_proj"
+    (amax,) = enable_learned_scales(student, [path]).values()
+    quantizer = student.model.get_submodule(path).weight_quantizer
+    ours = quantizer._block_scale_from_amax(amax, True)
+    theirs = StaticBlockScaleQuantizer._block_scale_from_amax(quantizer, amax, True)
+    assert torch.allclose(ours, theirs.reshape(ours.shape), rtol=1e-6)
+    ours.sum().backward()
+    mine, amax.grad = amax.grad, None
+    theirs.sum().backward()
+    inside = amax < quantizer.amax * (1 - 1e-6)  # at the end of E4M3's range ModelOpt's gradient is 0
+    assert amax.grad is not None and torch.allclose(mine[inside], amax.grad[inside])
+
+
+def test_state_restores_on_a_fresh_student(tiny: Tiny, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    student = make(tiny("qwen3_moe"), "nvfp4")
+    train(student, list(enable_learned_scales(student).values()), steps=2)
+    save_file(learned_state(student), tmp_path / "scales.safetensors")
+    state = load_file(tmp_path / "scales.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+    fresh = make(tiny("qwen3_moe"), "nvfp4")
+    found = restore_learned(fresh, state)
+    assert len(found) == len(student.modules) and all(p.requires_grad for p in found.values())
+    with torch.no_grad():
+        assert torch.equal(fresh.model(tokens()).logits, student.model(tokens()).logits)
+
+    key = next(iter(state))
+    for broken in ({**state, key: state[key][:1]}, {f"nowhere.{key}": state[key]}, {key: state[key]}):
+        with pytest.raises(ToolchainError) as raised:
+            restore_learned(fresh, broken)
+        assert raised.value.code == "TC-261"
+
+
+def test_only_trained_matrices_in_formats_that_have_them(tiny: Tiny) -> None:
+    assert {item.name for item in FORMATS if supports_learned_scales(item.name)} == set(NVFP4)
+    with pytest.raises(UsageError):
+        supports_learned_scales("nvfp5")
+    experts = make(tiny("qwen3_moe"), "nvfp4", roles=("routed_expert",))
+    assert all(".experts." in name for name in enable_learned_scales(experts))
+    with pytest.raises(ToolchainError) as raised:
+        enable_learned_scales(make(tiny("llama"), "int8_wo"))
+    assert raised.value.code == "TC-260"
