@@ -130,4 +130,20 @@ CODES: dict[str, tuple[str, str]] = {
         "Quantizers belong to the weights that were trained under them. Train again, or give the plan that it was "
         "trained by.",
     ),
+    "TC-257": (
+        "A process of the training ended",
+        "Training over several devices runs one process per device, and none can go on alone: all were ended. The "
+        "message has the last lines of the one that failed. Run the same command again to go on from the newest "
+        "checkpoint.",
+    ),
+    "TC-258": (
+        "Adapters do not fit the model",
+        "LoRA needs matrices among the trained roles, and a rank no larger than any of them; a head that is tied to "
+        "the embedding takes none.",
+    ),
+    "TC-259": (
+        "Training over several devices cannot start",
+        "One process per device is started on this machine, with --devices as many as there are. Inside accelerate "
+        "launch, torchrun or srun the number of processes must be that of --devices.",
+    ),
 }
