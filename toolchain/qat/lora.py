@@ -24,12 +24,15 @@ from torch.func import functional_call
 from toolchain.checkpoint.source import open_source
 from toolchain.core.errors import UsageError
 from toolchain.core.files import atomic_write_json
+from toolchain.core.roles import Role
 from toolchain.plan.types import Training
 from toolchain.qat.roles import trainable_parameters
 from toolchain.qat.student import Student
 
 ADAPTER = "default"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+APART = "adapters.json"
+"""Name of the configuration of adapters that peft would load onto other matrices than they are of."""
 PREFIX = "base_model.model."
 """What peft puts before every name in its files."""
 
@@ -96,32 +99,51 @@ def merge_lora(student: Student) -> None:
         _replace(student.model, path, linear)
 
 
-def save_adapters(student: Student, directory: Path) -> None:
+def save_adapters(student: Student, directory: Path) -> bool:
     """Write the adapters in peft's format, under the names of the checkpoint and for the weights of the source.
 
     Where the recipe moved a channel scale p into the weights (AWQ, SmoothQuant), the student's W is the source's
-    W / p: A is multiplied by p, so that B @ A is to be added to the source's own weight.
+    W / p: A is multiplied by p, so that B @ A is to be added to the source's own weight. Returns False where peft
+    cannot load them; their configuration then has another name, so that peft does not try (README).
     """
     from safetensors.torch import save_file
 
     factors = _channel_factors(student)
     tensors: dict[str, torch.Tensor] = {}
-    names = set()
+    names: list[str] = []
     for path, adapted in _adapted(student.model):
-        name = student.family.to_checkpoint(path)
-        names.add(name.rpartition(".")[2])
+        names.append(student.family.to_checkpoint(path))
         down, up = adapted.lora_A[ADAPTER].weight.detach(), adapted.lora_B[ADAPTER].weight.detach()
         if path in factors:
             down = down * factors[path]
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = down.cpu().contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = up.cpu().contiguous()
+        tensors[f"{PREFIX}{names[-1]}.lora_A.weight"] = down.cpu().contiguous()
+        tensors[f"{PREFIX}{names[-1]}.lora_B.weight"] = up.cpu().contiguous()
     config = _config(
-        _training(student), target_modules=sorted(names), base_model_name_or_path=student.plan.model
+        _training(student),
+        target_modules=sorted({name.rpartition(".")[2] for name in names}),
+        base_model_name_or_path=student.plan.model,
     )
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(directory))
-    atomic_write_json(directory / CONFIG, json.loads((directory / CONFIG).read_text()))
+    found = json.loads(json.dumps(config.to_dict(), default=sorted))
+    loadable = _peft_loads(student, names)
+    atomic_write_json(directory / (CONFIG if loadable else APART), found)
+    return loadable
+
+
+def _peft_loads(student: Student, names: list[str]) -> bool:
+    """Whether peft 0.21 puts adapters of the checkpoint modules ``names`` where they belong, in transformers 5.
+
+    In a mixture of experts it takes every target that is called like an expert's projection for the fused experts,
+    those of shared experts and dense layers too; and it knows no names for experts that are stored fused.
+    """
+    family = student.family
+    roles = {name: family.classify(name).role for name in names}
+    experts = {name for name, role in roles.items() if role is Role.ROUTED_EXPERT}
+    if family.num_experts_key is None:
+        return True
+    others = any(name.rpartition(".")[2] in family.gate_up_down for name in roles.keys() - experts)
+    return not others and not (experts and family.fuses_experts)
 
 
 def _training(student: Student) -> Training:
