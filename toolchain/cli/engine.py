@@ -23,6 +23,7 @@ from toolchain.cli.options import (
     policy_option,
     recipe_option,
     seed_option,
+    sparsity_options,
     stream_option,
     trust_option,
 )
@@ -39,6 +40,7 @@ from toolchain.core.findings import errors
 @auto_options
 @policy_option
 @recipe_option
+@sparsity_options
 @kv_cache_option
 @placement_options
 @calibration_options

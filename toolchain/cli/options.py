@@ -12,7 +12,7 @@ from toolchain.auto.candidates import METHODS
 from toolchain.auto.cost import COSTS
 from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.plan.policy import CHOICES, PolicyOptions
-from toolchain.plan.types import Calibration
+from toolchain.plan.types import Calibration, Sparsity
 from toolchain.quantize.streaming.executor import EXECUTORS, ExecutorOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -147,6 +147,20 @@ policy_option = stack(
         default=PolicyOptions.protect_last,
         show_default=True,
         help="Keep the last K layers in the source dtype.",
+    ),
+)
+sparsity_options = stack(
+    click.option(
+        "--sparsity",
+        metavar="2:4",
+        help="Make every quantized matrix sparse before it is quantized, experts included: at most 2 of 4 neighbours "
+        "along the input are not zero. Refused where nothing runs faster for it.",
+    ),
+    click.option(
+        "--sparsity-method",
+        default=Sparsity.method,
+        show_default=True,
+        help="magnitude (the largest two stay), or sparsegpt (by the calibration data; in memory only).",
     ),
 )
 recipe_option = click.option(

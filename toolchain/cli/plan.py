@@ -15,6 +15,7 @@ from toolchain.cli.options import (
     policy_option,
     recipe_option,
     seed_option,
+    sparsity_options,
     trust_option,
 )
 from toolchain.cli.output import emit
@@ -30,6 +31,7 @@ from toolchain.core.findings import errors
 @auto_options
 @policy_option
 @recipe_option
+@sparsity_options
 @kv_cache_option
 @placement_options
 @calibration_options

@@ -15,6 +15,16 @@ def render_plan(plan: Plan) -> str:
             ("model", f"{plan.model} ({plan.architecture}, family {plan.family})"),
             ("format", f"{plan.format}, recipe {plan.recipe}, KV cache {plan.kv_cache}"),
             ("policy", _policy(plan)),
+            *(
+                [
+                    (
+                        "sparsity",
+                        f"{plan.sparsity.pattern} by {plan.sparsity.method}, of every quantized matrix",
+                    )
+                ]
+                if plan.sparsity
+                else []
+            ),
             ("target", f"{plan.target} {plan.target_version} on {plan.gpu}".strip()),
             ("serving", _serving(plan)),
             ("parameters", f"{figures.parameters:,} ({figures.active_parameters:,} per token)"),
@@ -64,6 +74,8 @@ def _budget(plan: Plan) -> str:
 
 def _streamed(plan: Plan) -> str:
     figures = plan.estimates
+    if not figures.stream_way:
+        return "not possible: SparseGPT looks at the model in memory"
     way = "layer by layer" if figures.stream_way == "layers" else "shard by shard, without data"
     disk = f", {size(figures.stream_disk_bytes)} of disk for inputs" if figures.stream_disk_bytes else ""
     return f"{size(figures.stream_memory_bytes)}{disk} (--stream, {way}; the same bytes)"

@@ -21,6 +21,7 @@ from toolchain.cli.options import (
     policy_option,
     recipe_option,
     seed_option,
+    sparsity_options,
     stream_option,
     trust_option,
 )
@@ -36,6 +37,7 @@ from toolchain.cli.plan_text import render_coverage, render_plan
 @auto_options
 @policy_option
 @recipe_option
+@sparsity_options
 @kv_cache_option
 @calibration_options
 @placement_options

@@ -41,7 +41,14 @@ def make_request_plan(request: EngineRequest, info: ModelInfo | None = None) -> 
         from toolchain.auto.outcome import preview
 
         return with_argument_findings(preview(find_request_space(request, info)))
-    return with_argument_findings(make_plan(info, **_numbers(request, info), **_surroundings(request, info)))
+    return with_argument_findings(
+        make_plan(
+            info,
+            **_numbers(request, info),
+            **_surroundings(request, info),
+            sparsity=request.sparsity_options(),
+        )
+    )
 
 
 def with_argument_findings(plan: Plan) -> Plan:

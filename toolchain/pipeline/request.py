@@ -13,7 +13,8 @@ from toolchain.auto.cost import COSTS
 from toolchain.core.errors import UsageError
 from toolchain.evaluate.gates import Gates, option
 from toolchain.plan.policy import PolicyOptions
-from toolchain.plan.types import Calibration, Serving
+from toolchain.plan.sparsity import sparsity_of
+from toolchain.plan.types import Calibration, Serving, Sparsity
 from toolchain.quantize.streaming.executor import ExecutorOptions
 from toolchain.recipes import is_recipe_file
 
@@ -61,6 +62,9 @@ class EngineRequest:
     protect_first: int | None = PolicyOptions.protect_first
     protect_last: int = PolicyOptions.protect_last
     recipe: str | None = None
+    sparsity: str | None = None
+    """``2:4``; None: nothing is made sparse."""
+    sparsity_method: str = Sparsity.method
     kv_cache: str = "none"
     gpu: str = "cpu"
     target: str = "local"
@@ -129,6 +133,12 @@ class EngineRequest:
                 code="TC-170",
             )
         self.executor_options()
+        if self.sparsity_options() is not None and self.is_auto:
+            raise UsageError(
+                "--sparsity with --format auto: what is measured to choose formats are dense matrices",
+                hint="name the format",
+                code="TC-265",
+            )
 
     @property
     def is_auto(self) -> bool:
@@ -143,6 +153,10 @@ class EngineRequest:
     def policy_options(self) -> PolicyOptions:
         """UsageError TC-158 for values that do not exist."""
         return PolicyOptions(**{item.name: getattr(self, item.name) for item in fields(PolicyOptions)})
+
+    def sparsity_options(self) -> Sparsity | None:
+        """UsageError TC-265 for values that do not exist."""
+        return sparsity_of(self.sparsity, self.sparsity_method)
 
     def gates(self) -> Gates:
         """UsageError TC-530 for limits that no measurement can be compared with."""
@@ -170,6 +184,10 @@ class EngineRequest:
             name += f"-{key}_{value}"
         recipe = Path(self.recipe).stem if self.recipe and is_recipe_file(self.recipe) else self.recipe
         name += f"-{recipe}" if recipe else ""
+        if self.sparsity:
+            name += f"-{self.sparsity}" + f"-{self.sparsity_method}" * (
+                self.sparsity_method != Sparsity.method
+            )
         name += f"-{self.target}-{self.gpu}" if self.target != "local" else ""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lower()
 

@@ -29,6 +29,10 @@ def quantize_settings(
             [(item.role, item.layer, item.projections, item.format) for item in plan.assignments]
         ),
         "recipe": plan.recipe,
+        **{
+            f"sparsity.{key}": value
+            for key, value in (asdict(plan.sparsity) if plan.sparsity else {}).items()
+        },
         "kv_cache": plan.kv_cache,
         **{f"calibration.{key}": _as_json(value) for key, value in asdict(plan.calibration).items()},
         "calibration.file": calibration_hash,

@@ -15,14 +15,15 @@ from toolchain.models.reader import model_identity
 from toolchain.models.types import ModelInfo
 from toolchain.plan.assign import assign
 from toolchain.plan.calibration import calibration_findings
-from toolchain.plan.checks import memory_findings, recipe_findings, request_findings
+from toolchain.plan.checks import memory_findings, parts_of, recipe_findings, request_findings
 from toolchain.plan.choices import Choices, Override, choose
 from toolchain.plan.estimate import estimate
 from toolchain.plan.memory import held_kv_cache
 from toolchain.plan.parallel import COUNTS
 from toolchain.plan.policy import CUSTOM, Policy, PolicyOptions, default_policy, get_policy
 from toolchain.plan.rules import policy_findings
-from toolchain.plan.types import Calibration, Plan, Serving
+from toolchain.plan.sparsity import sparsity_findings, with_sparsity
+from toolchain.plan.types import Calibration, Plan, Serving, Sparsity
 from toolchain.recipes import Recipe, get_recipe
 from toolchain.targets import Target, get_target, parse_version
 
@@ -50,6 +51,7 @@ class _Request:
     target: Target
     version: str
     serving: Serving
+    sparsity: Sparsity | None = None
 
 
 def make_plan(
@@ -66,6 +68,7 @@ def make_plan(
     target_version: str | None = None,
     serving: Serving | None = None,
     calibration: Calibration | None = None,
+    sparsity: Sparsity | None = None,
 ) -> Plan:
     """The resolved plan, with every violation and warning in ``findings``.
 
@@ -87,6 +90,7 @@ def make_plan(
         target=runner,
         version=str(parse_version(target_version or runner.default_version)),
         serving=serving or _default_serving(info),
+        sparsity=sparsity,
     )
     return _plan(info, request, calibration or Calibration(data=""))
 
@@ -138,6 +142,16 @@ def _findings(info: ModelInfo, request: _Request, choices: Choices) -> list[Find
             serving=request.serving,
         ),
         *recipe_findings(info, request.recipe, choices),
+        *sparsity_findings(
+            info,
+            request.sparsity,
+            choices,
+            recipe=request.recipe,
+            target=request.target,
+            version=request.version,
+            gpu=request.gpu,
+            parts=parts_of(info, choices, request.format),
+        ),
     ]
 
 
@@ -157,6 +171,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
         serving=computable,
         calibration=calibration,
     )
+    estimates = with_sparsity(estimates, info, request.sparsity, choices)
     findings += memory_findings(
         info,
         choices,
@@ -184,6 +199,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
         assignments=assignments,
         estimates=estimates,
         findings=tuple(findings),
+        sparsity=request.sparsity,
     )
 
 

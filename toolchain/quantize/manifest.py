@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -42,7 +43,13 @@ def make_manifest(
         "calibration_sketch": sketch(data.tokens.numpy()) if data else None,
         **starved.manifest_entries(coverage),
         **details,
+        **_sparsity(plan, details),
         "seconds": seconds,
         "versions": package_versions(),
         "tf32": plan.calibration.allow_tf32,
     }
+
+
+def _sparsity(plan: Plan, details: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, and the counts where the model was in memory; nothing of a dense plan."""
+    return {"sparsity": {**asdict(plan.sparsity), **details.get("sparsity", {})}} if plan.sparsity else {}

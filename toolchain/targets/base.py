@@ -60,6 +60,10 @@ class Target:
     """Why this target should not be chosen any more, and what to choose."""
     refuses: str = ""
     """Why nothing can be built for it; empty when it can."""
+    sparse_rows: tuple[Row, ...] = ()
+    """What gains from 2:4 sparsity, by format, SM and kind of part; the first row that covers a request decides."""
+    dense_because: str = ""
+    """Why nothing gains, for targets without ``sparse_rows``."""
 
     def line(self, version: str) -> Line | None:
         """The table of a release; None for targets without lines."""

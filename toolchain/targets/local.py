@@ -24,4 +24,5 @@ LOCAL = Target(
     needs_gpu=False,
     parallel=False,
     emulates=True,
+    dense_because="the embedded runtime multiplies with every zero",
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toolchain.targets.base import Row, Target
+from toolchain.targets.sources import issue
 from toolchain.targets.trtllm import ADA, AMPERE, BLACKWELL, HARDWARE, HOPPER
 
 LAST = "1.3.0rc21"
@@ -54,6 +55,73 @@ _REFUSED: dict[str, str] = {
     "DeepseekV3ForCausalLM": "MODEL_MAP of tensorrt_llm/models/__init__.py has no TensorRT model class for it",
 }
 
+SPARSE_WEIGHTS = (
+    "TensorRT-LLM tensorrt_llm/builder.py@008b2b8: --weight_sparsity sets TensorRT's SPARSE_WEIGHTS"
+)
+_PLUGIN = "run in a plugin with a dense kernel of its own, which TensorRT's choice of kernels does not reach"
+SPARSE: tuple[Row, ...] = (
+    # Where plugins compute, nothing is skipped: issue 1731 measured it for weight-only INT4, Model-Optimizer's issues
+    # 603 and 1974 for gemm_plugin. The others are the same by construction.
+    Row(
+        formats=("fp8", "int8_sq"),
+        sms=(*AMPERE, *ADA, *HOPPER, *BLACKWELL),
+        models=("moe",),
+        until=LAST,
+        state="no",
+        note=f"they {_PLUGIN}",
+        source=MOE_PLUGIN,
+    ),
+    Row(
+        formats=("int4_awq", "int4_gptq", "w4a8_awq"),
+        sms=(*AMPERE, *ADA, *HOPPER, *BLACKWELL),
+        until=LAST,
+        state="no",
+        note=f"they {_PLUGIN}",
+        source=issue(1731),
+    ),
+    Row(
+        formats=("nvfp4",),
+        sms=BLACKWELL,
+        until=LAST,
+        state="no",
+        note=f"they {_PLUGIN}, and tensor cores skip pairs of four-bit numbers (4:8), not single ones",
+        source="TensorRT-LLM tensorrt_llm/quantization/layers.py (FP4Linear); PTX ISA, mma.sp for e2m1",
+    ),
+    Row(
+        formats=("fp8",), sms=HOPPER, models=("dense",), until=LAST, source=f"{issue(1913)}; {SPARSE_WEIGHTS}"
+    ),
+    Row(
+        formats=("fp8",),
+        sms=ADA,
+        models=("dense",),
+        until=LAST,
+        state="no",
+        note="TensorRT's sparse FP8 kernels are slower than its dense ones there, so it does not choose them",
+        source=issue(1913),
+    ),
+    Row(
+        formats=("fp8",),
+        sms=BLACKWELL,
+        models=("dense",),
+        until=LAST,
+        state="limited",
+        note="unverified: no report of sparse FP8 kernels being chosen there is known",
+        source=SPARSE_WEIGHTS,
+    ),
+    Row(
+        formats=("int8_sq",),
+        sms=(*AMPERE, *ADA, *HOPPER),
+        models=("dense",),
+        until=LAST,
+        state="limited",
+        note="unverified: TensorRT has sparse INT8 kernels from SM80 on, and W8A8_SQ_PER_CHANNEL is a matmul of its "
+        "own, but no report of them being chosen in a language model is known",
+        source=f"TensorRT developer guide, structured sparsity; {SPARSE_WEIGHTS}",
+    ),
+)
+"""Kernels that skip zeros are TensorRT's own; it times them against dense ones and takes the faster. Gains are small:
+issue 1731 has 5 % at most for BF16 and FP8 in a model of 843M parameters."""
+
 TENSORRT = Target(
     name="tensorrt",
     title="TensorRT engines by trtllm-build (TensorRT-LLM <= 1.2.x)",
@@ -94,6 +162,7 @@ TENSORRT = Target(
             formats=("fp8", "fp8_cast"), sms=(*AMPERE, *ADA, *HOPPER, *BLACKWELL), until=LAST, source=HARDWARE
         ),
     ),
+    sparse_rows=SPARSE,
     deprecated="TensorRT-LLM removed trtllm-build after 1.3.0rc20; --target trtllm loads the same checkpoint",
 )
 

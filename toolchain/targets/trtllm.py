@@ -27,6 +27,8 @@ TRTLLM = Target(
     default_version="1.2.1",
     versions=tuple(version for line in LINES for version in line.versions),
     lines=LINES,
+    dense_because="the Linears and MoE backends of TensorRT-LLM's PyTorch backend are dense, and its LLM API has no "
+    "switch for sparse weights",
     mixed=Mixed(
         families=("deepseek",),
         since="1.3.0rc29",

@@ -28,6 +28,7 @@ FMHA with it when the KV cache is FP8."""
 class Choice:
     flag: str
     value: str
+    """Empty for a switch."""
     reason: str = ""
 
 
@@ -50,6 +51,9 @@ def choices(plan: Plan) -> tuple[Choice, ...]:
     ]
     if any(item.role == Role.ROUTED_EXPERT.value for item in plan.assignments):
         made.append(Choice(flag="moe_plugin", value="auto", reason="experts in one kernel"))
+    if plan.sparsity is not None:
+        why = "2:4 sparse weights: TensorRT times kernels that skip zeros beside dense ones"
+        made.append(Choice(flag="weight_sparsity", value="", reason=why))
     if serving.tp * serving.pp > 1:
         made += [
             Choice(flag="nccl_plugin", value="auto", reason="several ranks"),
@@ -107,7 +111,7 @@ def arguments(plan: Plan, bundle: Path) -> list[str]:
     """Words after ``trtllm-build`` for a bundle at ``bundle``; checked against the flags of the plan's release."""
     words = ["--checkpoint_dir", str(bundle / CHECKPOINT), "--output_dir", str(bundle / ENGINE)]
     for choice in choices(plan):
-        words += [f"--{choice.flag}", choice.value]
+        words += [f"--{choice.flag}", *([choice.value] if choice.value else [])]
     check_arguments(words, plan.target_version)
     return words
 

@@ -146,4 +146,24 @@ CODES: dict[str, tuple[str, str]] = {
         "One process per device is started on this machine, with --devices as many as there are. Inside accelerate "
         "launch, torchrun or srun the number of processes must be that of --devices.",
     ),
+    "TC-262": (
+        "A checkpoint that says it is 2:4 sparse is not",
+        "Some groups of four weights along the input have more than two that are not zero: GPUs take such a matrix as "
+        "a dense one. The message names the worst; quantize again, or find out what changed the bytes.",
+    ),
+    "TC-263": (
+        "2:4 sparsity gains nothing",
+        "An error where no part of the model runs faster for it with this target, format and GPU; a warning for parts "
+        "that become sparse for nothing, and for gains that nobody has reported. The hint lists what gains.",
+    ),
+    "TC-264": (
+        "ModelOpt did not make the planned matrices sparse",
+        "Nothing was written. The message says which, and why if ModelOpt said so.",
+    ),
+    "TC-265": (
+        "Sparsity cannot be had as asked",
+        "--sparsity takes 2:4, --sparsity-method magnitude or sparsegpt (in memory only). Not for sources whose "
+        "numbers are kept as they are, for recipes that solve the weights again (compensate), or for matrices whose "
+        "sizes ModelOpt passes over.",
+    ),
 }

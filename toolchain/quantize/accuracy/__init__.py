@@ -71,7 +71,7 @@ def apply_recipe(
     if not decides(recipe):
         return applied
     groups = find_groups(model, modules, family)
-    work = _Work(model, recipe, applied)
+    work = _Work(model, recipe, applied, hold_zeros=plan.sparsity is not None)
     if make_walk is None and not walks(recipe, {group.format for group in groups}):
         for group in progress.track(groups, description=f"recipe {recipe.name}", total=len(groups)):
             work.choose(group)
@@ -105,6 +105,7 @@ class _Work:
     model: nn.Module
     recipe: Recipe
     applied: Applied
+    hold_zeros: bool
 
     def layer(self, parts: list[list[Group]], walk: LayerWalk) -> None:
         """Choose for the groups of one layer, part by part: a later part sees what was chosen for an earlier one."""
@@ -131,7 +132,7 @@ class _Work:
             if group.norm:
                 self.applied.folded_norms.add(group.norm)
         if weights.chooses_weights(recipe):
-            self.applied.packed |= weights.choose(self.model, group, recipe)
+            self.applied.packed |= weights.choose(self.model, group, recipe, hold_zeros=self.hold_zeros)
         group.statistics.forget_products()
 
     def share_inputs(self, paths: list[str], walk: LayerWalk) -> None:

@@ -23,15 +23,18 @@ def solve(
     round_values: Callable[[torch.Tensor], torch.Tensor],
     *,
     damping: float = DAMPING,
+    kept: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[N, K] float32 weight -> values on the grid (``factors`` [N, K] times what ``round_values`` gives), float32.
 
     Minimises trace(D H D^T), H = ``gram`` [K, K] / tokens, D the difference to ``weight``. Channels that no token
-    excites are rounded to nearest.
+    excites are rounded to nearest. ``kept`` [N, K] bool: all others become zero, and the channels that follow make up
+    for that too (SparseGPT, arXiv 2301.00774, section 3.5); None: all are kept.
     """
     hessian = damped(gram, damping)
     order = hessian.diagonal().argsort(descending=True)
     weight, factors = weight[:, order].clone(), factors[:, order]
+    kept = None if kept is None else kept[:, order]
     upper = _inverse_factor(hessian[order][:, order])
     rounded = torch.empty_like(weight)
     width = weight.shape[1]
@@ -40,6 +43,8 @@ def solve(
         errors = torch.empty_like(weight[:, start:end])
         for column in range(start, end):
             value = round_values(weight[:, column] / factors[:, column]) * factors[:, column]
+            if kept is not None:
+                value = torch.where(kept[:, column], value, 0.0)
             rounded[:, column] = value
             error = (weight[:, column] - value) / upper[column, column]
             errors[:, column - start] = error

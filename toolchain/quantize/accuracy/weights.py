@@ -26,14 +26,20 @@ def chooses_weights(recipe: Recipe) -> bool:
 
 
 @torch.no_grad()
-def choose(model: nn.Module, group: Group, recipe: Recipe) -> dict[str, dict[str, torch.Tensor]]:
-    """Module path -> tensors as stored, for the modules of ``group``. Their weights become what the tensors hold."""
+def choose(
+    model: nn.Module, group: Group, recipe: Recipe, *, hold_zeros: bool = False
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Module path -> tensors as stored, for the modules of ``group``. Their weights become what the tensors hold.
+
+    ``hold_zeros``: weights that are zero stay zero, whatever the recipe.
+    """
     modules: list[Any] = [model.get_submodule(path) for path in group.paths]
     amax = torch.stack([_weight_amax(module) for module in modules]).amax()
     weight = torch.cat([module.weight.float() for module in modules])
     grid = grid_of(group.format, amax, weight.shape[1])
     rows = [len(module.weight) for module in modules]
-    values, scales = _values_and_scales(weight, rows, grid, group, recipe)
+    kept = weight != 0 if hold_zeros else None
+    values, scales = _values_and_scales(weight, rows, grid, group, recipe, kept)
     codec, packed = get_codec(group.format), {}
     for path, module, part, scale in zip(
         group.paths, modules, values.split(rows), scales.split(rows), strict=True
@@ -47,9 +53,17 @@ def choose(model: nn.Module, group: Group, recipe: Recipe) -> dict[str, dict[str
 
 
 def _values_and_scales(
-    weight: torch.Tensor, rows: list[int], grid: Grid, group: Group, recipe: Recipe
+    weight: torch.Tensor,
+    rows: list[int],
+    grid: Grid,
+    group: Group,
+    recipe: Recipe,
+    kept: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N, K] -> (values to encode, scales). ``rows``: of each Linear. Without tokens what weights alone decide."""
+    """[N, K] -> (values to encode, scales). ``rows``: of each Linear. Without tokens what weights alone decide.
+
+    ``kept`` as in ``gptq.solve``; the plan refuses ``target`` beside it.
+    """
     statistics, method, hessian = group.statistics, recipe.on("scales"), None
     gram = statistics.gram
     if recipe.on("target") and gram is not None:
@@ -66,7 +80,7 @@ def _values_and_scales(
     if not recipe.on("rounding") or gram is None:
         return weight, chosen
     factors = grid.factors(chosen).repeat_interleave(grid.group, dim=-1)[:, : weight.shape[1]]
-    return gptq.solve(weight, factors, gram / statistics.tokens, grid.round), chosen
+    return gptq.solve(weight, factors, gram / statistics.tokens, grid.round, kept=kept), chosen
 
 
 def _weight_amax(module: Any) -> torch.Tensor:

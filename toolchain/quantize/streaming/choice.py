@@ -9,6 +9,7 @@ from toolchain.core.errors import UsageError
 from toolchain.core.files import GIB
 from toolchain.core.progress import Progress
 from toolchain.formats import get_format
+from toolchain.plan import sparsity
 from toolchain.plan.streaming import data_reasons
 from toolchain.plan.types import Plan
 from toolchain.recipes import get_recipe
@@ -23,6 +24,8 @@ Way = Literal["memory", "data-free", "layers"]
 def choose_way(plan: Plan, wish: bool | None, progress: Progress) -> Way:
     """How ``plan`` is quantized: the whole model in ``memory``, or streamed tensor by tensor (``data-free``) or decoder
     layer by decoder layer (``layers``). ``wish``: what the user said; None: by the plan's estimate of memory."""
+    if sparsity.needs_data(plan.sparsity):
+        return _in_memory(wish)
     way = streamed_way(plan)
     if wish is not None:
         return way if wish else "memory"
@@ -35,6 +38,16 @@ def choose_way(plan: Plan, wish: bool | None, progress: Progress) -> Way:
         f"{kind}, which writes the same bytes and takes about {plan.estimates.stream_memory_bytes / GIB:.1f} GiB"
     )
     return way
+
+
+def _in_memory(wish: bool | None) -> Way:
+    if wish:
+        raise UsageError(
+            "SparseGPT looks at what every layer computes, with the whole model in memory: it is not streamed",
+            hint="use --sparsity-method magnitude, which gives the same bytes streamed, or --no-stream",
+            code="TC-265",
+        )
+    return "memory"
 
 
 def streamed_way(plan: Plan) -> Literal["data-free", "layers"]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def make_packer(source: Source, device: torch.device) -> Packer:
         # A model computes in the dtype of its config, whatever its files hold.
         dtype=named_dtype(source.directory),
         device=device,
+        sparse=source.plan.sparsity is not None,
     )
 
 
@@ -144,6 +145,7 @@ def settings(source: Source) -> dict[str, Any]:
         "policy": plan.policy,
         "recipe": plan.recipe,
         "kv_cache": plan.kv_cache,
+        **({"sparsity": asdict(plan.sparsity)} if plan.sparsity else {}),
         "assignments": sha256_json(
             [(item.role, item.layer, item.projections, item.format) for item in plan.assignments]
         ),

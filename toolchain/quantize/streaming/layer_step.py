@@ -24,6 +24,7 @@ from toolchain.quantize.accuracy.layers import Arguments, HeldHidden, LayerWalk,
 from toolchain.quantize.export import Exporter, require_kv_scales
 from toolchain.quantize.forward import CalibrationPass
 from toolchain.quantize.precast import Precast
+from toolchain.quantize.sparsity import sparsify
 from toolchain.quantize.streaming.datafree import Source
 from toolchain.quantize.streaming.entrance import enter_all
 from toolchain.quantize.streaming.failures import naming
@@ -165,6 +166,7 @@ class LayerSteps:
     ) -> Applied:
         """As in memory (``job.py``), on the part of the model that is there."""
         plan, family = self._source.plan, self._source.family
+        zeros = sparsify(model, plan, family, None, Silent())
         with contextlib.redirect_stdout(io.StringIO()):  # ModelOpt prints; stdout is for data
             modules = quantizers.quantize(model, plan, family, observe)
             scales.share_expert_inputs(model)
@@ -174,6 +176,8 @@ class LayerSteps:
                 model, precast.rest(), plan, family, self._forward, Silent(), make_walk=make_walk
             )
             precast.apply(model, applied, Silent())
+        if zeros:
+            applied.details["sparsity"] = zeros
         return applied
 
     def _observe(self, index: int, layer: nn.Module, _: Any) -> None:

@@ -23,6 +23,7 @@ from toolchain.plan.types import SOURCE_DTYPE
 from toolchain.quantize.accuracy.grids import grid_of
 from toolchain.quantize.accuracy.scale_search import choose_scales
 from toolchain.quantize.quantizers import PINNED_AMAX
+from toolchain.quantize.sparsity.magnitude import pruned
 from toolchain.quantize.streaming.outline import Item, Outline
 from toolchain.quantize.streaming.rows import Rows
 from toolchain.recipes import Recipe
@@ -46,10 +47,12 @@ class Packer:
         *,
         dtype: torch.dtype | None,
         device: torch.device,
+        sparse: bool = False,
     ) -> None:
-        """``dtype``: what the model computes in, and its weights are rounded to first; None: as they are stored."""
+        """``dtype``: what the model computes in, and its weights are rounded to first; None: as they are stored.
+        ``sparse``: matrices are pruned to 2:4 by magnitude before they are quantized, which leaves the largest."""
         self.rows, self.outline, self.family, self.recipe = rows, outline, family, recipe
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self._sparse = dtype, device, sparse
         self._items = {item.module: item for shard in outline.shards for item in shard.items}
         self._amax: dict[str, Future[float]] = {}
         """Numbers, not tensors: a small tensor that stays lies in the way of the large ones that come and go, and the
@@ -121,6 +124,8 @@ class Packer:
     ) -> dict[str, torch.Tensor]:
         """Tensors of some rows [n, K], as ``quantize/accuracy/weights.py`` chooses them without data."""
         recipe = self.recipe.for_format(format.name)
+        if self._sparse:
+            weight = pruned(weight)
         found = Calibrated(weight_amax=amax, input_amax=inputs)
         method = recipe.on("scales")
         if method is None:
