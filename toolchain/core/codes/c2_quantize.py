@@ -130,6 +130,26 @@ CODES: dict[str, tuple[str, str]] = {
         "Quantizers belong to the weights that were trained under them. Train again, or give the plan that it was "
         "trained by.",
     ),
+    "TC-253": (
+        "The teacher has another tokenizer than the student",
+        "Distillation compares distributions over the same tokens, token by token: use a teacher of the same family, or "
+        "--method qat.",
+    ),
+    "TC-254": (
+        "The loss of training is not finite",
+        "Nothing was written. A smaller --learning-rate or --precision fp32 helps most often; the message names the "
+        "step.",
+    ),
+    "TC-255": (
+        "Memory ran out while training",
+        "A smaller --batch-size with more --accumulate computes the same step; --gradient-checkpointing, --lora and "
+        "--parallel fsdp2 need less, too.",
+    ),
+    "TC-256": (
+        "A training cannot go on from what is there",
+        "A training is only continued with the settings, data and model that it was begun with; the message names what "
+        "is different. --force begins anew.",
+    ),
     "TC-257": (
         "A process of the training ended",
         "Training over several devices runs one process per device, and none can go on alone: all were ended. The "

@@ -1,0 +1,196 @@
+"""The training loop of one process: on one device the only one, on several one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolchain.core.errors import ToolchainError
+from toolchain.core.progress import Progress, Silent
+from toolchain.modeling.loading import pick_device, quiet_transformers
+from toolchain.plan.types import Plan, Training
+from toolchain.qat.data import Sequences, load_sequences
+from toolchain.qat.metrics import Recorder, tensorboard
+from toolchain.qat.roles import trainable_parameters
+from toolchain.qat.session import Session
+from toolchain.qat.student import Student, load_start
+from toolchain.qat.teacher import load_teacher, needs_teacher, teacher_directory
+from toolchain.quantize.precision import float32_matmuls
+
+
+def prepare_student(student: Student, progress: Progress | None = None) -> list[nn.Parameter]:
+    """Freeze all but what the plan trains, with its adapters and learned scales; returns the trained weights."""
+    training = _training(student.plan)
+    chosen = trainable_parameters(student, progress)
+    if training.lora_rank:
+        from toolchain.qat.lora import add_lora
+
+        chosen = add_lora(student)
+    if training.learned_scales:
+        from toolchain.qat.learned_scales import enable_learned_scales
+
+        chosen = {**chosen, **enable_learned_scales(student)}
+    return list(chosen.values())
+
+
+def train_rank(
+    plan: Plan,
+    work: Path,
+    *,
+    device: str = "auto",
+    student: Student | None = None,
+    sequences: Sequences | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Train from the newest checkpoint of ``work``, or from its start state, to the end; all results are files there.
+
+    What launchers of several devices call in every process. ``student`` and ``sequences``: those of this process, when
+    it has them already; else they are read from ``work`` and made from the plan. ToolchainError TC-254 for a loss that
+    is not finite, TC-255 when memory runs out.
+    """
+    progress, session, training = progress or Silent(), Session(directory=work), _training(plan)
+    target = pick_device(device)
+    from toolchain.models.reader import resolve_model
+
+    source = resolve_model(plan.model)
+    sequences = sequences or load_sequences(training, source, progress)
+    with explained_memory(training):
+        student = student or load_start(
+            plan, session.start, device=device, trust_remote_code=trust_remote_code, progress=progress
+        )
+        prepare_student(student, progress)
+        teacher = None
+        if needs_teacher(training):
+            teacher = load_teacher(
+                teacher_directory(training, source),
+                device=target,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+        with float32_matmuls(allow_tf32=plan.calibration.allow_tf32):
+            run_training(
+                student.model,
+                teacher,
+                sequences,
+                training,
+                session,
+                device=target,
+                plan=plan,
+                progress=progress,
+            )
+
+
+def run_training(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    sequences: Sequences,
+    training: Training,
+    session: Session,
+    *,
+    device: torch.device,
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train the parameters of ``model`` that ask for gradients; ``plan``: whose sparsity is kept."""
+    from toolchain.qat.trainer import make_trainer, prepared, total_steps, training_arguments
+
+    progress, newest = progress or Silent(), session.newest()
+    quiet_transformers()
+    steps = total_steps(training, len(sequences.train))
+    arguments = training_arguments(
+        training,
+        session.directory,
+        steps=steps,
+        device=device,
+        judged=teacher is not None,
+        resumed=newest is not None,
+    )
+    with _quiet_stdout(), prepared(model, teacher, training):
+        trainer = make_trainer(
+            model, teacher, training, arguments, train=sequences.train, held_out=sequences.held_out
+        )
+        if arguments.process_index == 0:
+            step = int(newest.name.rpartition("-")[2]) if newest else None
+            session.metrics.truncate(step)
+            trainer.add_callback(Recorder(session.metrics, progress))
+            trainer.add_callback(tensorboard(session.directory, step))
+        if plan is not None and plan.sparsity is not None:
+            trainer.add_callback(_keep_zeros(model))
+        try:
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        except KeyboardInterrupt:
+            last = session.newest()
+            progress.note(
+                f"interrupted; {last.name if last else 'nothing'} is kept: the same command goes on from it"
+            )
+            raise
+        finally:
+            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            trainer.accelerator.free_memory()
+
+
+def _keep_zeros(model: nn.Module) -> Any:
+    """A callback that puts zeros back after every optimizer step."""
+    from transformers import TrainerCallback
+
+    from toolchain.quantize.sparsity import hold_zeros
+
+    class KeepZeros(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.hold = hold_zeros([item for item in kwargs["model"].parameters() if item.requires_grad])
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.hold()
+
+    return KeepZeros()
+
+
+@contextlib.contextmanager
+def explained_memory(training: Training) -> Iterator[None]:
+    """Memory that runs out becomes ToolchainError TC-255, which says what needs less of it."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(training, error) from error
+    except RuntimeError as error:
+        text = str(error).lower()
+        if any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory")):
+            raise _out_of_memory(training, error) from error
+        raise
+
+
+def _out_of_memory(training: Training, error: BaseException) -> ToolchainError:
+    advice = []
+    if training.batch_size > 1:
+        smaller, more = max(1, training.batch_size // 2), training.accumulate * 2
+        advice.append(f"--batch-size {smaller} --accumulate {more} (the same optimizer step)")
+    if not training.gradient_checkpointing:
+        advice.append("--gradient-checkpointing")
+    if not training.lora_rank:
+        advice.append("--lora (no moments of the whole matrices)")
+    advice.append("--devices N --parallel fsdp2")
+    return ToolchainError(
+        f"memory ran out while training: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        hint=f"use {', or '.join(advice)}; other settings begin anew with --force",
+        code="TC-255",
+    )
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """ModelOpt prints; stdout is for data."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _training(plan: Plan) -> Training:
+    if plan.training is None:
+        raise ValueError("this plan trains nothing")
+    return plan.training
