@@ -132,7 +132,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-253": (
         "The teacher has another tokenizer than the student",
-        "Distillation compares distributions over the same tokens, token by token: use a teacher of the same family, or "
+        "Distillation compares distributions over the same tokens: use a teacher of the same family, or "
         "--method qat.",
     ),
     "TC-254": (
