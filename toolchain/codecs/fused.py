@@ -65,7 +65,9 @@ def fuse_experts(
             fused[name] = _common(name, [matrix[suffix] for matrix in matrices])
             continue
         stacked = torch.stack([_joined(family, [matrix[suffix] for matrix in group]) for group in groups])
-        if format_name != MXFP4:
+        if stacked.dim() == 2:  # biases
+            pass
+        elif format_name != MXFP4:
             stacked = stacked.transpose(1, 2)
         elif suffix == "weight":
             stacked = stacked.unflatten(2, (-1, MX_BLOCK_BYTES))

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from toolchain.quantize import backend
@@ -27,24 +26,10 @@ def follow(model: nn.Module, paths: Iterable[str]) -> None:
             quantizer.backend_extra_args = backend.CURRENT_RANGE
 
 
-@torch.no_grad()
-def refresh(model: nn.Module, paths: Iterable[str]) -> None:
-    """Put the ranges of the current weights into ModelOpt's buffers, for what reads those (learned scales)."""
-    for path in paths:
-        linear: Any = model.get_submodule(path)
-        for quantizer in _own_ranges(linear):
-            weight = linear.weight
-            if quantizer.is_static_block_quant:
-                quantizer._setup_for_blockquant(weight)
-                weight = quantizer._process_for_blockquant(weight)
-            if hasattr(quantizer, "_amax"):
-                del quantizer._amax
-            quantizer.amax = backend.range_of(weight, quantizer.axis)
-
-
-def follows(quantizer: Any) -> bool:
-    """True when the ranges of ``quantizer`` are those of the tensor that it is given."""
-    return quantizer.backend_extra_args == backend.CURRENT_RANGE
+def has_own_ranges(quantizer: Any) -> bool:
+    """True for a weight quantizer with ranges of channels or static blocks, which packing takes from the weights."""
+    own = quantizer.axis is not None or quantizer.is_static_block_quant
+    return bool(own and quantizer.is_enabled and not quantizer._dynamic)
 
 
 def _own_ranges(linear: Any) -> list[Any]:
@@ -53,8 +38,4 @@ def _own_ranges(linear: Any) -> list[Any]:
 
     found = linear.weight_quantizer
     every = list(found) if isinstance(found, SequentialQuantizer) else [found]
-    return [
-        item
-        for item in every
-        if item.is_enabled and not item._dynamic and (item.axis is not None or item.is_static_block_quant)
-    ]
+    return [item for item in every if has_own_ranges(item)]

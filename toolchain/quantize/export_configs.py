@@ -35,6 +35,7 @@ NOT_COPIED = (
     "plan.json",
     "quantize.json",
     "coverage.json",
+    "training.json",
 )
 
 

@@ -43,6 +43,7 @@ from toolchain.quantize.manifest import make_manifest
 from toolchain.quantize.precast import Precast
 from toolchain.quantize.precision import float32_matmuls
 from toolchain.quantize.sampling import route_pool, select
+from toolchain.quantize.sparsity import sparsify
 from toolchain.quantize.streaming.calibrated import quantize_layers
 from toolchain.quantize.streaming.choice import choose_way
 from toolchain.quantize.streaming.datafree import quantize_stream
@@ -98,7 +99,7 @@ def quantize(
             progress=progress,
         )
     if way == "layers":
-        with _alone(plan):
+        with alone(plan):
             return quantize_layers(
                 plan,
                 output,
@@ -144,13 +145,13 @@ def calibrate(
     """Load, calibrate and merge scales; nothing is written. The model returned computes what the export will."""
     progress = progress or Silent()
     require_allowed(plan)
-    with _alone(plan):
+    with alone(plan):
         return _calibrate(plan, device, dtype, trust_remote_code, progress)
 
 
 @contextlib.contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
-    """One job at a time, in the precision that ``plan`` asks for."""
+def alone(plan: Plan) -> Iterator[None]:
+    """One job of ModelOpt at a time, in the precision that ``plan`` asks for."""
     if not _BUSY.acquire(blocking=False):
         raise ToolchainError("another quantization job runs in this process", hint="use one process per job")
     try:
@@ -170,7 +171,7 @@ def _calibrate(
     target = pick_device(device)
     progress.note(f"loading {source} on {target}")
     model = load_source(source, device=target, dtype=dtype, trust_remote_code=trust_remote_code)
-    family = _family(model, source)
+    family = family_of(model, source)
     loaded = time.monotonic()
     if data:
         rows = select(
@@ -182,7 +183,10 @@ def _calibrate(
         )
         data = data.take(rows)
     forward = CalibrationPass(model, data, settings=plan.calibration, device=target, progress=progress)
+    zeros = sparsify(model, plan, family, forward, progress)
     applied = _run_modelopt(model, plan, family, forward, progress)
+    if zeros:
+        applied.details["sparsity"] = zeros
     exporter = Exporter(model, plan, family, source, applied)
     require_kv_scales(exporter, plan, model.config.get_text_config().num_hidden_layers)
     starved.tell(forward.coverage, plan, progress)
@@ -204,7 +208,8 @@ def _calibration_data(plan: Plan, source: Path, progress: Progress) -> Calibrati
     return None
 
 
-def _family(model: Any, source: Path) -> Family:
+def family_of(model: Any, source: Path) -> Family:
+    """The family of ``model``, as loaded from the directory ``source``."""
     architecture = (model.config.architectures or [""])[0]
     return get_family(model.config.model_type, architecture, list(open_source(source).infos))
 

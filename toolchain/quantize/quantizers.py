@@ -19,6 +19,7 @@ from toolchain.core.roles import ASSIGNABLE
 from toolchain.families import Family
 from toolchain.formats import Format, get_format, get_kv_cache
 from toolchain.formats.fp8_block import BLOCK
+from toolchain.plan import sparsity
 from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.quantize import backend
 from toolchain.quantize.headroom import headroom
@@ -54,6 +55,17 @@ def quantize(
     calibration data, and only when the plan observes inputs. ToolchainError TC-201 when ModelOpt did something else
     than planned.
     """
+    modules = insert(model, plan, family)
+    recipe = get_recipe(plan.recipe, get_format(plan.format))
+    roomy = [path for path, name in modules.items() if recipe.for_format(name).on("inputs") == "headroom"]
+    with headroom(model, roomy):
+        _observe(model, modules, forward if observes_inputs(plan) else None)
+    _complete_pre_quant_scales(model, modules, family)
+    return modules
+
+
+def insert(model: nn.Module, plan: Plan, family: Family) -> dict[str, str]:
+    """Quantizers as planned, without ranges; returns ``planned_modules``. TC-201 as in ``quantize``."""
     import modelopt.torch.quantization as mtq
 
     backend.register()
@@ -67,11 +79,6 @@ def quantize(
                 settings = {**settings, "constant_amax": PINNED_AMAX}
             _set(model, {f"{path}.{kind}" for path in paths}, settings)
     check_coverage(model, plan, family)
-    recipe = get_recipe(plan.recipe, get_format(plan.format))
-    roomy = [path for path, name in modules.items() if recipe.for_format(name).on("inputs") == "headroom"]
-    with headroom(model, roomy):
-        _observe(model, modules, forward if observes_inputs(plan) else None)
-    _complete_pre_quant_scales(model, modules, family)
     return modules
 
 
@@ -185,7 +192,8 @@ def is_pinned(plan: Plan, format_name: str) -> bool:
 
 def needs_data(plan: Plan) -> bool:
     """True when anything of the plan looks at activations."""
-    return observes_inputs(plan) or get_recipe(plan.recipe, get_format(plan.format)).needs_data
+    recipe = get_recipe(plan.recipe, get_format(plan.format))
+    return observes_inputs(plan) or recipe.needs_data or sparsity.needs_data(plan.sparsity)
 
 
 def check_coverage(model: nn.Module, plan: Plan, family: Family) -> None:
