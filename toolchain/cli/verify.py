@@ -114,12 +114,20 @@ def _audit(directory: Path, against: str | None, target: Any, top: int, as_json:
     checkpoint = locate(directory).checkpoint
     verdict = audit(checkpoint, against=source, target=target, top=top, progress=Terminal())
     lines = [str(finding) for finding in verdict.findings]
-    counted = verdict.facts | {"bytes": size(verdict.facts["bytes"])}
+    counted = verdict.facts | {"bytes": size(verdict.facts["bytes"])} | _zeros(verdict.facts.get("sparsity"))
     if verdict.errors.get("worst"):
         lines += ["", _worst(verdict.errors), ""]
     summary = facts([*counted.items(), ("verdict", "passed" if verdict.passed else "FAILED")])
     emit(verdict.to_json(), as_json, "\n".join([*lines, summary]))
     return verdict.passed
+
+
+def _zeros(counted: dict[str, Any] | None) -> dict[str, str]:
+    """The count of groups in words; nothing of a dense checkpoint."""
+    if counted is None:
+        return {}
+    said = f"{counted['sparse_groups']:,} of {counted['groups']:,} groups ({counted['share']:.2%})"
+    return {"sparsity": f"{counted['pattern']}: {said} of {counted['matrices']} matrices"}
 
 
 def _worst(errors: dict[str, Any]) -> str:

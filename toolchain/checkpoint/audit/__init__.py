@@ -1,8 +1,8 @@
 """Audit of written bytes: ``audit(directory)`` lists every finding. Nothing here trusts the model in memory.
 
 One file per kind of rule: ``layout`` (names, dtypes, shapes), ``excluded`` (the quantization config), ``values`` (the
-numbers, read by ``scan``), ``sizes`` (the plan's arithmetic), ``runtime`` (one release of TensorRT-LLM), ``against``
-(the source).
+numbers, read by ``scan``), ``sparsity`` (zeros that were promised), ``sizes`` (the plan's arithmetic), ``runtime`` (one
+release of TensorRT-LLM), ``against`` (the source).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolchain.checkpoint.audit import excluded, layout, runtime, sizes, values
+from toolchain.checkpoint.audit import excluded, layout, runtime, sizes, sparsity, values
 from toolchain.checkpoint.audit.runtime import Runtime
 from toolchain.checkpoint.audit.subject import Subject, open_subject, read_plan_beside
 from toolchain.checkpoint.source import open_source
@@ -74,6 +74,8 @@ def audit(
     findings += values.numbers(subject, seen)
     findings += values.fused_scales(subject, seen)
     findings += values.outlier_experts(subject, seen)
+    zeros, counted = sparsity.groups(subject, progress)
+    findings += zeros
     errors: dict[str, Any] = {}
     if against is not None:
         from toolchain.checkpoint.audit.against import Comparison
@@ -81,9 +83,8 @@ def audit(
         comparison = Comparison(subject, open_source(against), progress)
         findings += comparison.findings()
         errors = comparison.report(top)
-    return Verdict(
-        directory=str(directory), findings=tuple(findings), facts=sizes.facts(subject), errors=errors
-    )
+    facts = {**sizes.facts(subject), **counted}
+    return Verdict(directory=str(directory), findings=tuple(findings), facts=facts, errors=errors)
 
 
 def _by_headers(subject: Subject, target: Runtime | None) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from toolchain.checkpoint.audit.rounding import Error, compare
+from toolchain.checkpoint.audit.sparsity import claimed, pruned_source
 from toolchain.checkpoint.audit.subject import Subject
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.codecs.fused import split_experts
@@ -80,7 +81,7 @@ class Comparison:
                 yield Finding(code="TC-350", where=name, message=message, severity="warning")
 
     def _quantized(self) -> Iterator[Finding]:
-        recipe = _recipe(self.subject)
+        recipe, zeros = _recipe(self.subject), claimed(self.subject)
         modules = [name for name in self.subject.quantized if f"{name}.weight" in self._sources()]
         for module in self.progress.track(modules, description="decode and compare", total=len(modules)):
             found = self.subject.format_of(module)
@@ -89,6 +90,8 @@ class Comparison:
             for name, tensors, weight in self._matrices(module):
                 factor = self._factor(name, tensors)
                 try:
+                    if zeros is not None:
+                        weight = pruned_source(zeros, found, tensors["weight"], weight)
                     error = compare(found, tensors, weight, factor)
                 except (RuntimeError, KeyError, ValueError, IndexError) as reason:
                     # Wrong shapes and missing scales are findings of their own.
