@@ -23,6 +23,7 @@ def make_engine(
     seed: int = 0,
     bench: bool = True,
     sensitivity: bool = True,
+    training: bool = False,
     changes: dict[str, Any] | None = None,
 ) -> Path:
     """Every file that a report reads. ``experts=0``: a dense model. ``changes``: keys of metrics.json to replace."""
@@ -36,6 +37,8 @@ def make_engine(
         "checkpoint/quantize.json": make_manifest(plan),
         "engine.json": make_engine_json(directory.name, plan),
     }
+    if training:
+        files["checkpoint/quantize.json"] |= {"training": make_training()}
     if experts:
         files["checkpoint/coverage.json"] = make_coverage(draw, layers, experts)
     if sensitivity:
@@ -189,6 +192,22 @@ def make_manifest(plan: dict[str, Any]) -> dict[str, Any]:
         "schema_version": 1, "format": plan["format"], "calibration": calibration,
         "seconds": {"load": 4.1, "calibrate": 51.0, "export": 9.0}, "peak_memory_bytes": 90 * 2**30,
         "tensor_bytes": plan["estimates"]["checkpoint_bytes"], "versions": {"python": "3.11.7", "toolchain": "0.1.0"},
+    }  # fmt: skip
+
+
+def make_training() -> dict[str, Any]:
+    """The record of a distillation: it improves until step 150 of 200."""
+    kls = {0: 0.0201, 50: 0.0122, 100: 0.0094, 150: 0.0089, 200: 0.0093}
+    curve = [
+        {"step": step, "ce": 2.1, "ppl": 8.2, "kl": kl, "top1": 0.95, "router": 0.97}
+        for step, kl in kls.items()
+    ]
+    return {
+        "schema_version": 1, "method": "qad", "teacher": "source", "steps": 200, "planned_steps": 400, "tokens": 819200,
+        "stopped": "patience", "best_step": 150, "metric": "kl", "improved": True, "curve": curve,
+        "held_out": {"before": curve[0], "best": curve[3], "after": curve[3]},
+        "data": {"train_sha256": SHA, "held_out_sha256": TOKENS}, "seconds": {"steps": 3610.0},
+        "settings": {"data": ["chats.jsonl"], "roles": [], "lora_rank": 0, "learning_rate": 1e-5},
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Made, Ran
-from tests.report_engines import change, make_engine, write
+from tests.report_engines import SHA, change, make_engine, write
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.evaluate.gates import Gates, apply_gates
 from toolchain.evaluate.harness.kept import keep_tasks
@@ -82,6 +82,31 @@ def test_it_says_what_was_measured(engine: Path) -> None:
     assert "Fit to serve: all 2 gates passed" in text
     assert "First difference: token 5 of 48." in text
     assert "toolchain engine Qwen/Qwen3-30B-A3B --format nvfp4 --calib-data 'my chats.jsonl'" in text
+
+
+def test_training_is_told_with_its_curve(tmp_path: Path, engine: Path) -> None:
+    page = write_report(make_engine(tmp_path / "trained", training=True)).read_text()
+    for said in (
+        "0.0089",
+        "before training 0.0201",
+        "distillation",
+        "200 of 400",
+        "819,200",
+        SHA,
+        "chats.jsonl",
+    ):
+        assert said in page
+    assert "KL divergence from the teacher on held-out text while training" in page
+    assert "did not improve" not in page
+    assert "before training" not in write_report(engine).read_text()  # nothing was trained there
+
+
+def test_training_without_gain_is_a_warning(tmp_path: Path) -> None:
+    made = make_engine(tmp_path / "trained", training=True)
+    manifest = made / "checkpoint" / "quantize.json"
+    training = {**json.loads(manifest.read_text())["training"], "improved": False}
+    change(manifest, training=training)
+    assert "no better than without it" in write_report(made).read_text()
 
 
 def test_it_is_one_file_that_points_nowhere_else(engine: Path) -> None:

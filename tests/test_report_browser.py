@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``moe`` and ``fp8`` have everything; ``old`` is as the first version wrote it; ``bare`` has a plan alone."""
     root = tmp_path_factory.mktemp("engines")
-    make_engine(root / "moe")
+    make_engine(root / "moe", training=True)
     make_engine(root / "fp8", format="fp8", kl=0.0009, seed=1)
     make_engine(root / "dense", experts=0, layers=6)
     make_engine(root / "big", layers=94, experts=128)

@@ -55,6 +55,20 @@ def lines(
     )
 
 
+def curve(points: Sequence[tuple[float, float]], *, x_title: str, y_title: str) -> alt.LayerChart:
+    """One line over (x, y), from zero."""
+    rows = [{"x": x, "y": y} for x, y in points]
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X("x:Q", title=x_title, axis=alt.Axis(grid=False, domain=False, format="~s")),
+        y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=True), axis=alt.Axis(format="~g", tickCount=5)),
+        tooltip=[alt.Tooltip("x:Q", title=x_title), alt.Tooltip("y:Q", title=y_title, format=".4g")],
+    )
+    return alt.layer(
+        base.mark_line(strokeWidth=2, color=colour("c1")),
+        base.mark_point(filled=True, size=34, opacity=1, color=colour("c1")),
+    )
+
+
 def layer_axis(values: int) -> alt.Axis:
     """Whole numbers on a continuous scale."""
     found = axis_of(values)

@@ -27,12 +27,14 @@ from toolchain.report.sections import (
     speed,
     summary,
     tasks,
+    training,
 )
 from toolchain.report.verdict import judge, reading
 
-SECTIONS: tuple[Callable[[EngineFiles], Section], ...] = (
+SECTIONS: tuple[Callable[[EngineFiles], Section | None], ...] = (
     summary.section,
     formats.section,
+    training.section,
     experts.section,
     sensitivity.section,
     layer_error.section,
@@ -48,7 +50,7 @@ SECTIONS: tuple[Callable[[EngineFiles], Section], ...] = (
     commands.section,
     commands.versions,
 )
-"""In the order of the page."""
+"""In the order of the page; those that do not concern an engine give None."""
 FILE = Path("report") / "index.html"
 """Where the report of an engine is, below its directory."""
 
@@ -84,7 +86,7 @@ def engine_page(files: EngineFiles) -> Page:
         title=files.name,
         subtitle=subtitle(files),
         banners=(banner,),
-        sections=tuple(section(files) for section in SECTIONS),
+        sections=tuple(found for section in SECTIONS if (found := section(files)) is not None),
         footer=f"Written by toolchain from the files of {files.where}. Every figure is read from them, "
         "none is computed from weights here.",
     )
