@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.planning import plan_for
-from toolchain.checkpoint.source import open_source
+from toolchain.checkpoint.audit import audit
 from toolchain.codecs import e2m1, get_codec
-from toolchain.core.errors import ToolchainError, UsageError
-from toolchain.families import get_family
-from toolchain.formats import FORMATS, supports_learned_scales
+from toolchain.core.errors import ToolchainError
+from toolchain.formats import FORMATS
+from toolchain.modeling.loading import load_checkpoint
 from toolchain.plan.types import Training
+from toolchain.qat.export import export_trained
 from toolchain.qat.learned_scales import (
     enable_learned_scales,
     learned_state,
     packed_with_learned,
     restore_learned,
 )
-from toolchain.quantize.job import calibrate
-from toolchain.quantize.quantizers import fused_groups, planned_modules
+from toolchain.qat.lora import add_lora, merge_lora
+from toolchain.qat.student import Student, make_student
+from toolchain.qat.trained import write_trained
+from toolchain.quantize.quantizers import fused_groups
 
 Tiny = Callable[[str], Path]
 NVFP4 = ("nvfp4", "w4a16_nvfp4", "w4a8_nvfp4_fp8")
@@ -37,17 +39,13 @@ CASES = [
 ]
 
 
-def make(source: Path, format_name: str, **training: Any) -> Any:
+def make(source: Path, format_name: str, **training: Any) -> Student:
     plan = plan_for(source, format_name, policy="all-linear")
     plan = replace(plan, training=Training(data=("x",), learned_scales=True, **training))
-    done = calibrate(plan, device="cpu", dtype=torch.float32)
-    config = done.model.config
-    family = get_family(config.model_type, config.architectures[0], list(open_source(source).infos))
-    modules = planned_modules(done.model, plan, family)
-    return SimpleNamespace(model=done.model, plan=plan, family=family, modules=modules)
+    return make_student(plan, device="cpu")
 
 
-def computed(student: Any) -> dict[str, torch.Tensor]:
+def computed(student: Student) -> dict[str, torch.Tensor]:
     """Module path -> the weight values that its forward pass multiplies with."""
     with torch.no_grad():
         found = {path: student.model.get_submodule(path) for path in student.modules}
@@ -58,7 +56,7 @@ def tokens(rows: int = 2) -> torch.Tensor:
     return torch.randint(4, 260, (rows, 64), generator=torch.Generator().manual_seed(0))
 
 
-def train(student: Any, parameters: list[torch.nn.Parameter], steps: int = 4, rate: float = 4e-3) -> None:
+def train(student: Student, parameters: list[torch.nn.Parameter], steps: int = 4, rate: float = 4e-3) -> None:
     """A few steps towards other logits, far enough that scales and codes change."""
     optimizer = torch.optim.Adam(parameters, lr=rate)
     goal = torch.randn(2, 64, 320, generator=torch.Generator().manual_seed(1)) * 4
@@ -68,7 +66,7 @@ def train(student: Any, parameters: list[torch.nn.Parameter], steps: int = 4, ra
         optimizer.zero_grad()
 
 
-def trained_weights(student: Any) -> list[torch.nn.Parameter]:
+def trained_weights(student: Student) -> list[torch.nn.Parameter]:
     found = [student.model.get_submodule(path).weight for path in student.modules]
     return [weight.requires_grad_() for weight in found]
 
@@ -103,7 +101,7 @@ def test_it_begins_at_ptq_and_packs_what_it_computes(tiny: Tiny, kind: str, form
             assert len({float(packed[path][suffix]) for path in group if suffix in packed[path]}) <= 1
 
 
-def _calibrated(student: Any, path: str) -> Any:
+def _calibrated(student: Student, path: str) -> Any:
     """What plain packing knows of the matrix."""
     from toolchain.codecs.base import Calibrated
 
@@ -180,10 +178,29 @@ def test_state_restores_on_a_fresh_student(tiny: Tiny, tmp_path: Path) -> None:
         assert raised.value.code == "TC-261"
 
 
+@pytest.mark.parametrize(("kind", "format_name", "rank"), [("qwen3_moe", "nvfp4", 0), ("llama", "nvfp4", 4)])
+def test_the_checkpoint_computes_what_the_student_computes(
+    tiny: Tiny, tmp_path: Path, kind: str, format_name: str, rank: int
+) -> None:
+    """Weights and learned scales go through files; with adapters, too."""
+    student = make(tiny(kind), format_name, lora_rank=rank, lora_alpha=8.0)
+    weights = list(add_lora(student).values()) if rank else trained_weights(student)
+    scales = enable_learned_scales(student)
+    assert {id(p) for p in scales.values()} <= {id(p) for p in student.model.parameters() if p.requires_grad}
+    train(student, [*weights, *scales.values()], steps=2)
+    if rank:
+        merge_lora(student)
+    write_trained(student, tmp_path / "trained", {})
+    export_trained(student.plan, tmp_path / "trained", tmp_path / "out", device="cpu")
+    verdict = audit(tmp_path / "out", against=tmp_path / "trained")
+    assert verdict.passed, [str(finding) for finding in verdict.findings]
+    ours = load_checkpoint(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(ours(tokens()).logits, student.model.eval()(tokens()).logits)
+
+
 def test_only_trained_matrices_in_formats_that_have_them(tiny: Tiny) -> None:
-    assert {item.name for item in FORMATS if supports_learned_scales(item.name)} == set(NVFP4)
-    with pytest.raises(UsageError):
-        supports_learned_scales("nvfp5")
+    assert {item.name for item in FORMATS if item.learned_scales} == set(NVFP4)
     experts = make(tiny("qwen3_moe"), "nvfp4", roles=("routed_expert",))
     assert all(".experts." in name for name in enable_learned_scales(experts))
     with pytest.raises(ToolchainError) as raised:

@@ -56,11 +56,6 @@ def format_of_algo(quant_algo: str) -> Format | None:
     )
 
 
-def supports_learned_scales(name: str) -> bool:
-    """True when the block scales of the format called ``name`` can be parameters of training."""
-    return get_format(name).learned_scales
-
-
 __all__ = [
     "DTYPE_BYTES",
     "FORMATS",
@@ -73,5 +68,4 @@ __all__ = [
     "get_format",
     "get_kv_cache",
     "same_stored",
-    "supports_learned_scales",
 ]

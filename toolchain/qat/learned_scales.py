@@ -18,7 +18,9 @@ from torch.distributed.tensor import DTensor
 from toolchain.codecs import e2m1, get_codec
 from toolchain.codecs.base import Calibrated
 from toolchain.core.errors import ToolchainError
-from toolchain.formats import supports_learned_scales
+from toolchain.formats import get_format
+from toolchain.qat.roles import trained_roles
+from toolchain.qat.student import Student
 from toolchain.quantize import backend, scales
 
 LEARNABLE = ("post",)
@@ -91,7 +93,7 @@ class _RoundCodes(torch.autograd.Function):
 
 
 @torch.no_grad()
-def enable_learned_scales(student: Any, paths: list[str] | None = None) -> dict[str, nn.Parameter]:
+def enable_learned_scales(student: Student, paths: list[str] | None = None) -> dict[str, nn.Parameter]:
     """Make the block scales of ``paths`` (all quantized matrices whose format allows it) parameters of the model.
 
     They begin where calibration left them: the function stays the same, bit for bit. Returns the parameters, float32
@@ -116,14 +118,13 @@ def enable_learned_scales(student: Any, paths: list[str] | None = None) -> dict[
     return found
 
 
-def learnable(student: Any) -> list[str]:
+def learnable(student: Student) -> list[str]:
     """Paths of the quantized matrices whose weights are trained and whose format has scales that can be learned."""
-    roles, family = set(student.plan.training.roles), student.family
+    roles, family = trained_roles(student), student.family
     return [
         path
         for path, name in student.modules.items()
-        if supports_learned_scales(name)
-        and (not roles or family.classify(family.to_checkpoint(path)).role in roles)
+        if get_format(name).learned_scales and family.classify(family.to_checkpoint(path)).role in roles
     ]
 
 
@@ -138,7 +139,7 @@ def _enable(quantizer: Any, weight: torch.Tensor) -> None:
     quantizer.enable_lsq(quantize_scales=True, learnable_amax=LEARNABLE)
 
 
-def learned_quantizers(student: Any) -> dict[str, LearnedScaleQuantizer]:
+def learned_quantizers(student: Student) -> dict[str, LearnedScaleQuantizer]:
     """Module path -> its weight quantizer, where scales are learned."""
     found = {}
     for path in student.modules:
@@ -148,7 +149,7 @@ def learned_quantizers(student: Any) -> dict[str, LearnedScaleQuantizer]:
     return found
 
 
-def learned_state(student: Any) -> dict[str, torch.Tensor]:
+def learned_state(student: Student) -> dict[str, torch.Tensor]:
     """All that ``restore_learned`` needs, by the names of parameters and buffers in ``student.model``: float32 on the
     CPU. A collective where the parameters are cut over several devices."""
     return {
@@ -159,7 +160,7 @@ def learned_state(student: Any) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def restore_learned(student: Any, state: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
+def restore_learned(student: Student, state: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
     """Put ``learned_state`` into a student, whose quantizers become learned ones where they are not yet.
 
     ToolchainError TC-261 when the state is of other matrices.
@@ -189,7 +190,7 @@ def restore_learned(student: Any, state: dict[str, torch.Tensor]) -> dict[str, n
 
 
 @torch.no_grad()
-def packed_with_learned(student: Any) -> dict[str, dict[str, torch.Tensor]]:
+def packed_with_learned(student: Student) -> dict[str, dict[str, torch.Tensor]]:
     """Module path -> suffix -> tensor as the codec stores it, for every matrix with learned scales.
 
     Their decoded values are those that the student computes with, bit for bit: codes are chosen under the calibrated

@@ -52,7 +52,9 @@ def trainable_parameters(student: Student, progress: Progress | None = None) -> 
 
 
 def _named(student: Student) -> dict[str, nn.Parameter]:
-    return dict(student.model.named_parameters(remove_duplicate=False))
+    """The model's own parameters: learned scales of its quantizers have no role."""
+    every = student.model.named_parameters(remove_duplicate=False)
+    return {name: item for name, item in every if "_quantizer." not in name}
 
 
 def _role(student: Student, path: str) -> Role:
