@@ -14,11 +14,13 @@ from torch import nn
 from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress, Silent
 from toolchain.modeling.loading import pick_device, quiet_transformers
+from toolchain.models.reader import resolve_model
 from toolchain.plan.types import Plan, Training
 from toolchain.qat.data import Sequences, load_sequences
 from toolchain.qat.metrics import Recorder, tensorboard
 from toolchain.qat.roles import trainable_parameters
 from toolchain.qat.session import Session
+from toolchain.qat.state import trained_parameters
 from toolchain.qat.student import Student, load_start
 from toolchain.qat.teacher import load_teacher, needs_teacher, teacher_directory
 from toolchain.quantize.precision import float32_matmuls
@@ -26,7 +28,7 @@ from toolchain.quantize.precision import float32_matmuls
 
 def prepare_student(student: Student, progress: Progress | None = None) -> list[nn.Parameter]:
     """Freeze all but what the plan trains, with its adapters and learned scales; returns the trained weights."""
-    training = _training(student.plan)
+    training = planned(student.plan)
     chosen = trainable_parameters(student, progress)
     if training.lora_rank:
         from toolchain.qat.lora import add_lora
@@ -55,10 +57,8 @@ def train_rank(
     it has them already; else they are read from ``work`` and made from the plan. ToolchainError TC-254 for a loss that
     is not finite, TC-255 when memory runs out.
     """
-    progress, session, training = progress or Silent(), Session(directory=work), _training(plan)
+    progress, session, training = progress or Silent(), Session(directory=work), planned(plan)
     target = pick_device(device)
-    from toolchain.models.reader import resolve_model
-
     source = resolve_model(plan.model)
     sequences = sequences or load_sequences(training, source, progress)
     with explained_memory(training):
@@ -82,7 +82,7 @@ def train_rank(
                 training,
                 session,
                 device=target,
-                plan=plan,
+                sparse=frozenset(f"{path}.weight" for path in student.modules if plan.sparsity),
                 progress=progress,
             )
 
@@ -95,10 +95,10 @@ def run_training(
     session: Session,
     *,
     device: torch.device,
-    plan: Plan | None = None,
+    sparse: frozenset[str] = frozenset(),
     progress: Progress | None = None,
 ) -> None:
-    """Train the parameters of ``model`` that ask for gradients; ``plan``: whose sparsity is kept."""
+    """Train the parameters of ``model`` that ask for gradients; zeros of those named in ``sparse`` stay zeros."""
     from toolchain.qat.trainer import make_trainer, prepared, total_steps, training_arguments
 
     progress, newest = progress or Silent(), session.newest()
@@ -121,8 +121,8 @@ def run_training(
             session.metrics.truncate(step)
             trainer.add_callback(Recorder(session.metrics, progress))
             trainer.add_callback(tensorboard(session.directory, step))
-        if plan is not None and plan.sparsity is not None:
-            trainer.add_callback(_keep_zeros(model))
+        if sparse:
+            trainer.add_callback(_keep_zeros(sparse))
         try:
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         except KeyboardInterrupt:
@@ -136,18 +136,19 @@ def run_training(
             trainer.accelerator.free_memory()
 
 
-def _keep_zeros(model: nn.Module) -> Any:
-    """A callback that puts zeros back after every optimizer step."""
+def _keep_zeros(names: frozenset[str]) -> Any:
+    """A callback that puts zeros of the parameters ``names`` back after every optimizer step."""
     from transformers import TrainerCallback
 
     from toolchain.quantize.sparsity import hold_zeros
 
     class KeepZeros(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.hold = hold_zeros([item for item in kwargs["model"].parameters() if item.requires_grad])
+            trained = trained_parameters(kwargs["model"])
+            self.hold = hold_zeros([item for name, item in trained.items() if name in names])
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.hold()
+            self.hold.apply()
 
     return KeepZeros()
 
@@ -190,7 +191,8 @@ def _quiet_stdout() -> Iterator[None]:
         yield
 
 
-def _training(plan: Plan) -> Training:
+def planned(plan: Plan) -> Training:
+    """What ``plan`` trains."""
     if plan.training is None:
         raise ValueError("this plan trains nothing")
     return plan.training

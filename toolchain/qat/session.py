@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import ToolchainError
-from toolchain.core.files import atomic_write_json, lock, read_json, sha256_json
+from toolchain.core.files import atomic_write_json, lock, read_json
 from toolchain.core.progress import Progress
 from toolchain.plan.types import Plan
+from toolchain.qat.identity import settings_of
 from toolchain.qat.metrics import MetricsLog
 from toolchain.qat.state import TRAINER_STATE, checkpoints
 
@@ -99,23 +100,16 @@ def open_session(
         os.close(handle)
 
 
-def settings_of(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:
+def begun_with(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:
     """Everything that the result of a training depends on, but versions; ``data``: identity of the sequences."""
-    whole = plan.to_json()
-    names = ("format", "policy", "policy_options", "recipe", "kv_cache", "calibration", "sparsity")
-    training = {key: value for key, value in (whole["training"] or {}).items() if key not in FREE}
-    described = {
-        "model": plan.model_identity,
-        **{name: whole[name] for name in names},
-        "assignments": sha256_json([asdict(item) for item in plan.assignments]),
-        "training": training,
-        "data": data,
-    }
-    # As JSON has it: lists for tuples.
-    return {key: _plain(value) for key, value in described.items()}
+    training = asdict(plan.training) if plan.training else {}
+    kept = {name: value for name, value in training.items() if name not in FREE}
+    described: dict[str, Any] = _plain({**settings_of(plan), "training": kept, "data": data})
+    return described
 
 
 def _plain(value: Any) -> Any:
+    """As JSON has it: lists for tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -137,7 +131,7 @@ def _require_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) 
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, item in value.items():
         found |= (
             _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}

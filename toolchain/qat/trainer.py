@@ -101,6 +101,8 @@ class _HeldOut(SafeCheckpoints):
 class DistillationTrainer(_HeldOut, QADTrainer):
     """KL(teacher || student) over all next-token positions, in float32."""
 
+    _last_teacher_outputs: Any
+
     def judge(self) -> nn.Module | None:
         self._ensure_teacher_prepared()
         teacher: nn.Module = self._teacher_model
