@@ -161,7 +161,7 @@ def test_themes_by_hand(browser: Any, page_of: Callable[[str], Path]) -> None:
 def test_every_chart_is_a_picture_and_comes_to_life(
     browser: Any, page_of: Callable[[str], Path], kind: str
 ) -> None:
-    expected = {"bare": 2, "old": 4, "dense": 7, "compared": 3}.get(kind, 10)
+    expected = {"bare": 2, "old": 4, "dense": 7, "compared": 3, "moe": 11}.get(kind, 10)
     with opened(browser, page_of(kind)) as found:
         figures = found.page.query_selector_all("figure.chart")
         assert len(figures) == expected
