@@ -24,6 +24,8 @@ def follow(model: nn.Module, paths: Iterable[str]) -> None:
     for path in paths:
         for quantizer in _own_ranges(model.get_submodule(path)):
             quantizer.backend_extra_args = backend.CURRENT_RANGE
+            if hasattr(quantizer, "_amax"):
+                del quantizer._amax  # of weights as calibration saw them
 
 
 def has_own_ranges(quantizer: Any) -> bool:
