@@ -37,7 +37,6 @@ def train(
     start_from: Path | None = None,
     from_step: int | None = None,
     force: bool = False,
-    restart: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def train(
 
     ``work``: where the training lives; one that was killed goes on from its newest checkpoint, or from that of
     ``from_step``. ``start_from``: a start state (``save_start``) to take the calibration from. ``force``: replace
-    ``output``. ``restart``: forget what is in ``work``. Raises UsageError TC-253 for a teacher with another tokenizer,
+    ``output``, and forget what is in ``work``. Raises UsageError TC-253 for a teacher with another tokenizer,
     and what ``load_sequences`` raises, before a weight is loaded; ToolchainError TC-254 (loss not finite), TC-255
     (memory), TC-256 (``work`` is of other settings).
     """
@@ -56,7 +55,7 @@ def train(
     teacher_directory(training, source)
     sequences = load_sequences(training, source, progress)
     settings = begun_with(plan, sequences.identity)
-    with open_session(work, settings, restart=restart, progress=progress) as session:
+    with open_session(work, settings, restart=force, progress=progress) as session:
         if from_step is not None:
             session.drop_after(from_step)
         options = {"device": device, "trust_remote_code": trust_remote_code, "progress": progress}
