@@ -65,12 +65,19 @@ def write_manifest(
     inputs: dict[str, Any],
     stages: dict[str, Any],
     metrics: dict[str, Any],
+    training: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """engine.json: what this engine is, what made it, and the hash of every file. Written last, atomically.
 
     ``inputs``: hashes of what it was made of. ``stages``: records, each with the hashes of its ``outputs``.
+    ``training``: what was trained before the export, on what, and what it gave; None for nothing.
     """
-    files = {path: digest for record in stages.values() for path, digest in record.get("outputs", {}).items()}
+    files = {
+        path: digest
+        for stage, record in stages.items()
+        if stage != "train"  # what was trained is no part of what runs
+        for path, digest in record.get("outputs", {}).items()
+    }
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -92,6 +99,7 @@ def write_manifest(
         },
         "parallel": {"tp": plan.serving.tp, "ep": plan.serving.ep, "pp": plan.serving.pp},
         "metrics": metrics,
+        **({"training": training} if training else {}),
         "inputs": inputs,
         "stages": stages,
         "command": command,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from toolchain.auto.outcome import TOLD
 from toolchain.core.environment import package_versions
 from toolchain.core.errors import FindingsError
-from toolchain.core.files import read_json, require_free_bytes, sha256_file, sha256_json
+from toolchain.core.files import read_json, sha256_file, sha256_json
 from toolchain.core.progress import Progress, Silent
 from toolchain.evaluate import gates
 from toolchain.models.reader import resolve_model
@@ -20,10 +20,13 @@ from toolchain.pipeline import auto
 from toolchain.pipeline.documents import write_documents
 from toolchain.pipeline.inputs import CALIBRATION_FILE, model_files, text_identity, texts_identity
 from toolchain.pipeline.judging import Judging, require_judgeable
+from toolchain.pipeline.packing import require_space, write_checkpoint
 from toolchain.pipeline.planning import find_request_space, make_request_plan
 from toolchain.pipeline.request import EngineRequest
 from toolchain.pipeline.settings import build_settings, plan_settings, quantize_settings
 from toolchain.pipeline.stages import exclusive, refuse_foreign
+from toolchain.pipeline.training import STAGE, TRAINED, TrainStage, require_trainable
+from toolchain.pipeline.training_plan import with_training
 from toolchain.pipeline.workspace import Workspace
 from toolchain.plan.planner import require_clean
 from toolchain.plan.types import Plan
@@ -70,8 +73,8 @@ def make_engine(
     if repository is not None:
         refuse_foreign_repository(repository, force=force)
     require_judgeable(request, plan, resolve_model(plan.model))
-    if not (directory / "checkpoint").exists():
-        require_free_bytes(directory, plan.estimates.checkpoint_bytes, what="the engine")
+    require_trainable(request, plan, directory)
+    require_space(plan, directory)
     with exclusive(directory):
         workspace = Workspace(directory=directory, force=force, progress=progress)
         return _Run(request, plan, workspace, command).all(repository, until)
@@ -108,13 +111,20 @@ class _Run:
         """The stages up to the written checkpoint and its plan, and what judges them."""
         stage = self.workspace.stage
         searched = self._choose_formats()
-        quantized = stage("quantize", self._quantize_settings, ("checkpoint",), self._quantize)
+        trained = self._train()
+        settings = self._quantize_settings
+        if trained:
+            settings["trained"] = sha256_json(trained[STAGE]["outputs"])
+        quantized = stage("quantize", settings, ("checkpoint",), self._quantize)
         bytes_identity = sha256_json(quantized["outputs"])
         identity = {"checkpoint": bytes_identity, "model_identity": self.plan.model_identity}
         # The plan is written after the checkpoint: a request that fails there leaves the engine of the last one whole.
         planned = stage("plan", plan_settings(self.plan), ("plan.json",), self._write_plan)
         judging = Judging(self.workspace, self.request, self.plan, self._source, identity)
-        return {**searched, "quantize": quantized, "plan": planned}, judging
+        if trained:
+            judging.trained = self.directory / TRAINED
+            judging.trained_identity = settings["trained"]
+        return {**searched, **trained, "quantize": quantized, "plan": planned}, judging
 
     @property
     def directory(self) -> Path:
@@ -145,8 +155,16 @@ class _Run:
             return {key: document[key] for key in TOLD}
 
         record = self.workspace.stage("auto", settings, (auto.FILE,), search)
-        self.plan = auto.outcome(space, path, self.progress)
+        plan = auto.outcome(space, path, self.progress)
+        self.plan = require_clean(with_training(self.request, plan, space.info))
         return {"auto": record}
+
+    def _train(self) -> dict[str, dict[str, Any]]:
+        """With ``training``: the record of the stage, whose output is packed instead of the source."""
+        if self.plan.training is None:
+            return {}
+        stage = TrainStage(self.workspace, self.request, self.plan, self._source, self._quantize_settings)
+        return {STAGE: stage.record()}
 
     @cached_property
     def _source(self) -> Path:
@@ -171,30 +189,7 @@ class _Run:
         )
 
     def _quantize(self) -> dict[str, Any]:
-        from toolchain.quantize.job import quantize
-
-        manifest = quantize(
-            self.plan,
-            self.directory / "checkpoint",
-            device=self.request.device,
-            force=True,
-            trust_remote_code=self.request.trust_remote_code,
-            stream=self.request.stream,
-            executor=self.request.executor_options(),
-            on_replace=self.workspace.unfinish,
-            progress=self.progress,
-        )
-        facts = (
-            "calibration",
-            "coverage",
-            "starved_experts",
-            "starved_remedy",
-            "tf32",
-            "seconds",
-            "device",
-            "tensor_bytes",
-        )
-        return {key: manifest[key] for key in facts}
+        return write_checkpoint(self.plan, self.request, self.workspace)
 
     def _write_plan(self) -> dict[str, Any]:
         self.workspace.write("plan.json", self.plan.to_json())
@@ -245,6 +240,7 @@ class _Run:
             },
             stages=records,
             metrics=stages["evaluate"]["facts"],
+            training=stages[STAGE]["facts"] if STAGE in stages else None,
         )
 
     def _refuse_unfit(self, judged: tuple[gates.Judged, ...], repository: Path) -> None:

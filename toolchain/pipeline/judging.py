@@ -65,10 +65,16 @@ class Judging:
     source: Path
     identity: dict[str, Any]
     """Hashes of the checkpoint and of the source."""
+    trained: Path | None = None
+    """The trained model that was packed; None: the source itself was. The audit compares with it, while the evaluation
+    asks how far all of it is from the source."""
+    trained_identity: str | None = None
 
     def verify(self) -> dict[str, Any]:
         runtime = runtime_of(self.plan)
         settings = {**self.identity, "runtime": None if runtime is None else asdict(runtime)}
+        if self.trained_identity:
+            settings["trained"] = self.trained_identity
         return self.workspace.stage("verify", settings, ("verify.json",), self._verify)
 
     def evaluate(self) -> dict[str, Any]:
@@ -102,7 +108,7 @@ class Judging:
         checkpoint = self.workspace.directory / "checkpoint"
         verdict = audit(
             checkpoint,
-            against=self.source,
+            against=self.trained or self.source,
             target=runtime_of(self.plan),
             progress=self.workspace.progress,
         )

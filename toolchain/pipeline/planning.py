@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import UsageError
 from toolchain.evaluate.gates import option
 from toolchain.models.types import ModelInfo
 from toolchain.pipeline.request import EngineRequest
+from toolchain.pipeline.training_plan import with_training
 from toolchain.plan.policy import CUSTOM
 from toolchain.plan.types import SOURCE_DTYPE, Plan, Serving
 from toolchain.recipes import is_recipe_file
@@ -40,14 +42,32 @@ def make_request_plan(request: EngineRequest, info: ModelInfo | None = None) -> 
     if request.is_auto:
         from toolchain.auto.outcome import preview
 
-        return with_argument_findings(preview(find_request_space(request, info)))
-    return with_argument_findings(
-        make_plan(
+        plan = preview(find_request_space(request, info))
+    elif request.start is not None:
+        plan = _started(request, info, request.start)
+    else:
+        plan = make_plan(
             info,
             **_numbers(request, info),
             **_surroundings(request, info),
             sparsity=request.sparsity_options(),
         )
+    return with_argument_findings(with_training(request, plan, info))
+
+
+def _started(request: EngineRequest, info: ModelInfo, directory: str) -> Plan:
+    """The plan of an engine again, part by part; of the options, where one asks for other numbers than it has."""
+    from toolchain.pipeline.start import read_start
+    from toolchain.plan.planner import make_plan
+
+    start = read_start(Path(directory))
+    if start.asks_for(request):
+        return start.named(make_plan(info, **start.numbers(), **_surroundings(request, info)))
+    return make_plan(
+        info,
+        **_numbers(request, info),
+        **_surroundings(request, info),
+        sparsity=request.sparsity_options(),
     )
 
 

@@ -12,6 +12,7 @@ from toolchain.auto.candidates import AUTO, METHODS, Auto
 from toolchain.auto.cost import COSTS
 from toolchain.core.errors import UsageError
 from toolchain.evaluate.gates import Gates, option
+from toolchain.pipeline.training_request import TrainingRequest, read_training
 from toolchain.plan.policy import PolicyOptions
 from toolchain.plan.sparsity import sparsity_of
 from toolchain.plan.types import Calibration, Serving, Sparsity
@@ -109,6 +110,11 @@ class EngineRequest:
     max_ppl_increase: float | int | None = None
     min_top1: float | int | None = None
     min_router_agreement: float | int | None = None
+    training: dict | None = None
+    """What to train with fake quantization before the export, with the names of the options of ``toolchain qat``; None:
+    nothing."""
+    start: str | None = None
+    """Engine directory whose calibration training starts from, and whose scales the student must have."""
 
     def __post_init__(self) -> None:
         """UsageError TC-007 for values of another type or range; limits of serving are findings of the plan."""
@@ -133,12 +139,30 @@ class EngineRequest:
                 code="TC-170",
             )
         self.executor_options()
+        self._check_training()
         if self.sparsity_options() is not None and self.is_auto:
             raise UsageError(
                 "--sparsity with --format auto: what is measured to choose formats are dense matrices",
                 hint="name the format",
                 code="TC-265",
             )
+
+    def _check_training(self) -> None:
+        """UsageError TC-191 for ways of quantizing that never hold the whole model, TC-196 for a start of nothing."""
+        if self.training_options() is None:
+            if self.start is not None:
+                raise UsageError("--start without training", hint="add training: to the spec", code="TC-196")
+            return
+        if self.stream or self.executor != ExecutorOptions.name:
+            raise UsageError(
+                "--stream and --executor ray with training: it holds the whole model in memory",
+                hint="leave them out; --parallel fsdp2 cuts it over several devices",
+                code="TC-191",
+            )
+
+    def training_options(self) -> TrainingRequest | None:
+        """What is asked of training. UsageError TC-007 for unknown keys and values of another type."""
+        return None if self.training is None else read_training(self.training)
 
     @property
     def is_auto(self) -> bool:
@@ -188,6 +212,8 @@ class EngineRequest:
             name += f"-{self.sparsity}" + f"-{self.sparsity_method}" * (
                 self.sparsity_method != Sparsity.method
             )
+        trained = self.training_options()
+        name += trained.suffix if trained else ""
         name += f"-{self.target}-{self.gpu}" if self.target != "local" else ""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lower()
 

@@ -49,12 +49,35 @@ def _as_json(value: Any) -> Any:
 def plan_settings(plan: Plan) -> dict[str, Any]:
     """All of the plan: the request key by key, what was computed from it as one hash."""
     value = plan.to_json()
+    if plan.training is None:  # as before there was training: engines that were made then stay as they are
+        value["estimates"] = {
+            key: item for key, item in value["estimates"].items() if not key.startswith("training")
+        }
     arithmetic = sha256_json([value.pop(key) for key in ("assignments", "estimates", "findings")])
-    groups = {key: value.pop(key) for key in ("serving", "calibration", "policy_options")}
+    named = ("serving", "calibration", "policy_options", *(["training"] if plan.training else []))
+    groups = {key: value.pop(key) for key in named}
     flat = {
         f"{group}.{key}": _as_json(item) for group, items in groups.items() for key, item in items.items()
     }
     return {**value, **flat, "arithmetic": arithmetic}
+
+
+FREE = ("keep_checkpoints",)
+"""Fields of ``Training`` that change nothing about the result."""
+
+
+def training_settings(
+    plan: Plan, quantize: dict[str, Any], texts: dict[str, str | None], start: str | None
+) -> dict[str, Any]:
+    """Of the stage `train`: all that decides the calibration (``quantize``), the training, and ``texts``, hashes of
+    what it reads by name; ``start``: hash of the checkpoint that it starts from."""
+    asked = asdict(plan.training) if plan.training else {}
+    return {
+        **quantize,
+        **{f"training.{key}": _as_json(value) for key, value in asked.items() if key not in FREE},
+        **{f"training.{name}": digest for name, digest in texts.items()},
+        "training.start": start,
+    }
 
 
 def build_settings(plan: Plan, bytes_identity: str) -> dict[str, Any]:

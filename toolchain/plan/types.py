@@ -224,6 +224,10 @@ class Estimates:
     """Disk for hidden states between layers, beside the checkpoint."""
     training_memory_bytes: int = 0
     """Memory of the fullest device while it trains; 0: nothing is trained."""
+    training_memory: dict[str, int] = field(default_factory=dict)
+    """What of it takes how much."""
+    training_disk_bytes: int = 0
+    """Disk for the trained model, the student before the first step and the checkpoints that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
