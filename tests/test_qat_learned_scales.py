@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.planning import plan_for
+from tests.training import training_plan
 from toolchain.checkpoint.audit import audit
 from toolchain.codecs import e2m1, get_codec
 from toolchain.core.errors import ToolchainError
@@ -18,6 +20,7 @@ from toolchain.formats import FORMATS
 from toolchain.modeling.loading import load_checkpoint
 from toolchain.plan.types import Training
 from toolchain.qat.export import export_trained
+from toolchain.qat.job import train as run_training
 from toolchain.qat.learned_scales import (
     enable_learned_scales,
     learned_state,
@@ -157,8 +160,6 @@ def test_the_arithmetic_is_modelopts_own(tiny: Tiny) -> None:
 
 
 def test_state_restores_on_a_fresh_student(tiny: Tiny, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     student = make(tiny("qwen3_moe"), "nvfp4")
     train(student, list(enable_learned_scales(student).values()), steps=2)
     save_file(learned_state(student), tmp_path / "scales.safetensors")
@@ -197,6 +198,23 @@ def test_the_checkpoint_computes_what_the_student_computes(
     ours = load_checkpoint(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(ours(tokens()).logits, student.model.eval()(tokens()).logits)
+
+
+@pytest.mark.parametrize(("rate", "improved"), [(3e-4, True), (0.3, False)])
+def test_a_training_learns_them_or_keeps_the_start(
+    tiny: Tiny, tmp_path: Path, rate: float, improved: bool
+) -> None:
+    source = tiny("qwen3_moe")
+    plan = training_plan(source, learned_scales=True, learning_rate=rate, steps=6)
+    record = run_training(plan, tmp_path / "work", tmp_path / "trained", device="cpu")
+    assert record["improved"] == improved
+    state = load_file(tmp_path / "trained" / "learned_scales.safetensors")
+    learned = [key for key, value in state.items() if key.endswith("_amax_post")]
+    assert bool(learned) == improved
+    for key in learned:
+        assert not torch.equal(state[key], state[key.replace("_post", "_pre")])
+    export_trained(plan, tmp_path / "trained", tmp_path / "out", device="cpu")
+    assert audit(tmp_path / "out", against=tmp_path / "trained").passed
 
 
 def test_only_trained_matrices_in_formats_that_have_them(tiny: Tiny) -> None:

@@ -163,7 +163,8 @@ def learned_state(student: Student) -> dict[str, torch.Tensor]:
 def restore_learned(student: Student, state: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
     """Put ``learned_state`` into a student, whose quantizers become learned ones where they are not yet.
 
-    ToolchainError TC-261 when the state is of other matrices.
+    An empty state changes nothing: a training that gained nothing keeps the start. ToolchainError TC-261 when the state
+    is of other matrices.
     """
     paths = list(dict.fromkeys(key.rpartition(".weight_quantizer.")[0] for key in state))
     unknown = [path for path in paths if path not in student.modules]
@@ -173,7 +174,7 @@ def restore_learned(student: Student, state: dict[str, torch.Tensor]) -> dict[st
             hint="they belong to another model or plan",
             code="TC-261",
         )
-    found = enable_learned_scales(student, paths)
+    found = enable_learned_scales(student, paths) if paths else {}
     for path in paths:
         quantizer: Any = student.model.get_submodule(path).weight_quantizer
         for name in (PRE, POST):
