@@ -31,6 +31,7 @@ from toolchain.cli.output import Terminal, emit, facts, size
 from toolchain.cli.placement import placement_options
 from toolchain.cli.plan_text import render_coverage, render_plan
 from toolchain.cli.spec import request_of
+from toolchain.cli.training import training_rows
 from toolchain.core.findings import errors
 
 
@@ -90,10 +91,11 @@ def command(
     result = make_engine(
         request, directory, repository, command=["toolchain", *sys.argv[1:]], force=force, progress=Terminal()
     )
-    emit(result.manifest, as_json, _summary(result))
+    emit(result.manifest, as_json, summary(result))
 
 
-def _summary(result: Any) -> str:
+def summary(result: Any) -> str:
+    """What was made, for people."""
     manifest, figures = result.manifest, result.plan.estimates
     metrics, stages = manifest["metrics"], manifest["stages"]
     rows: list[tuple[str, Any]] = [
@@ -103,6 +105,7 @@ def _summary(result: Any) -> str:
         ("size", f"{size(figures.source_bytes)} -> {size(figures.checkpoint_bytes)}"),
         ("effective bits", f"{figures.effective_bits:.2f}"),
         *([("auto", _auto(result.plan.auto))] if result.plan.auto else []),
+        *training_rows(manifest),
     ]
     if metrics.get("measured"):
         rows += [

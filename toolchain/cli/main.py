@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Train the demo MoE, a plain Hugging Face directory."),
     "plan": ("plan", "Say what would be done to MODEL, what it takes and what is wrong. Reads no weight."),
     "quantize": ("quantize", "Quantize MODEL into a checkpoint directory."),
+    "qat": ("qat", "Train with fake quantization (QAD, QAT), then make the engine."),
     "verify": ("verify", "Audit the written bytes of a quantized checkpoint."),
     "convert": ("convert", "Write a compressed-tensors checkpoint (llm-compressor) in ModelOpt's layout."),
     "evaluate": ("evaluate", "Run a checkpoint on held-out text: perplexity, KL, agreement."),

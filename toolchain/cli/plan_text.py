@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolchain.cli.output import GIB, facts, size, table
+from toolchain.cli.training import render_training
 from toolchain.plan.types import Assignment, Plan
 
 
@@ -41,7 +42,7 @@ def render_plan(plan: Plan) -> str:
         _rows(plan.assignments),
     )
     findings = "\n".join(str(finding) for finding in plan.findings)
-    return f"{head}\n\n{parts}" + (f"\n\n{findings}" if findings else "")
+    return "\n\n".join(text for text in (head, parts, render_training(plan), findings) if text)
 
 
 def _policy(plan: Plan) -> str:

@@ -187,7 +187,10 @@ def _format_findings(
     )
     if fixed:
         message = f"{', '.join(fixed)} (recipe {plan.recipe}): what is chosen after calibration, training would undo"
-        yield _error("TC-191", "--recipe", message, f"use {trainable_instead(plan)}")
+        hint = (
+            f"`toolchain qat {plan.model} --format {plan.format} --data ...` with {trainable_instead(plan)}"
+        )
+        yield _error("TC-191", "--recipe", message, hint)
     if training.learned_scales and not any(get_format(name).learned_scales for name in plan.formats):
         known = ", ".join(item.name for item in FORMATS if item.learned_scales)
         message = f"{', '.join(plan.formats) or 'no format'}: its scales are not learned (ModelOpt's LSQ)"
