@@ -17,6 +17,7 @@ from tests.training import Notes, training_plan
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.plan.types import Plan
 from toolchain.qat import run as run_module
+from toolchain.qat.control import train_control
 from toolchain.qat.data import load_sequences
 from toolchain.qat.job import train
 from toolchain.qat.losses import distillation_loss
@@ -229,3 +230,22 @@ def test_memory_that_runs_out_says_what_needs_less(tiny: Tiny) -> None:
         assert "--batch-size 4 --accumulate 4" in caught.value.hint
     with pytest.raises(RuntimeError, match="shapes"), explained_memory(training):
         raise RuntimeError("shapes differ")
+
+
+def test_the_control_moves_away_from_the_untouched_model(trained: Any, tmp_path: Path) -> None:
+    """Same data, steps and learning rate; its loss is the cross entropy of a model without quantization."""
+    from transformers import AutoModelForCausalLM
+
+    plan, root, _, _ = trained
+    found = train_control(plan, tmp_path, device="cpu")
+    assert found["steps"] == 6 and found["data"] == json.loads(json.dumps(found["data"]))
+    assert found["before"]["kl"] == 0 < found["after"]["kl"]
+    rows = load_sequences(plan.training, Path(plan.model)).held_out
+    logits = logits_of(AutoModelForCausalLM.from_pretrained(plan.model, dtype=torch.float32).eval(), rows)
+    ce = functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+    assert found["before"]["ce"] == pytest.approx(float(ce), rel=1e-4)
+    rates = [
+        [line["learning_rate"] for line in lines_of(work) if line["kind"] == "step"]
+        for work in (tmp_path, root / "work")
+    ]
+    assert rates[0] == rates[1]

@@ -96,9 +96,13 @@ def run_training(
     *,
     device: torch.device,
     sparse: frozenset[str] = frozenset(),
+    metric: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Train the parameters of ``model`` that ask for gradients; zeros of those named in ``sparse`` stay zeros."""
+    """Train the parameters of ``model`` that ask for gradients; zeros of those named in ``sparse`` stay zeros.
+
+    ``metric``: held-out figure that the best weights go by; None: ``kl`` where there is a teacher, else ``ce``.
+    """
     from toolchain.qat.trainer import make_trainer, prepared, total_steps, training_arguments
 
     progress, newest = progress or Silent(), session.newest()
@@ -109,7 +113,7 @@ def run_training(
         session.directory,
         steps=steps,
         device=device,
-        judged=teacher is not None,
+        judged=(metric or ("kl" if teacher is not None else "ce")) == "kl",
         resumed=newest is not None,
     )
     with _quiet_stdout(), prepared(model, teacher, training):

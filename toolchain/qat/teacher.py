@@ -74,10 +74,11 @@ def load_teacher(
     directory: Path,
     *,
     device: torch.device,
+    dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """The model of ``directory`` in its own dtype, in evaluation mode; no parameter asks for a gradient."""
+    """The model of ``directory`` in ``dtype`` (None: its own), in evaluation mode; no parameter asks for a gradient."""
     (progress or Silent()).note(f"loading the teacher {directory} on {device}")
-    model = load_source(directory, device=device, trust_remote_code=trust_remote_code)
+    model = load_source(directory, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     return model.requires_grad_(False).eval()
