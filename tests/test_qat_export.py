@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,57 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-from tests.planning import plan_for
+from tests.students import assert_plain, differing, logits, student_plan, train
 from tests.tiny import KINDS, make_fp8_source, make_llama4_wrapper, make_mxfp4_source, make_tiny
 from toolchain.checkpoint.audit import audit
 from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.errors import ToolchainError
 from toolchain.formats import FORMATS
 from toolchain.modeling.loading import load_checkpoint
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.types import Plan
 from toolchain.qat.export import export_trained
-from toolchain.qat.roles import trainable_parameters
 from toolchain.qat.student import Student, make_student
-from toolchain.qat.trained import write_trained
+from toolchain.qat.trained import settle, write_trained
 from toolchain.quantize.job import quantize
 
 CPU = torch.device("cpu")
 NAMES = tuple(item.name for item in FORMATS)
 Tiny = Callable[[str], Path]
-
-
-def training_plan(source: Path, format_name: str, *, roles: tuple[str, ...] = (), **options: Any) -> Plan:
-    recipe = {"recipe": "max"} if format_name == "int4_gptq" else {}  # GPTQ chooses codes after calibration
-    plan = plan_for(source, format_name, **{"policy": "all-linear", **recipe, **options})
-    return replace(plan, training=Training(data=("nothing",), roles=roles))
-
-
-def tokens(seed: int = 0) -> torch.Tensor:
-    return torch.randint(4, 260, (2, 48), generator=torch.Generator().manual_seed(seed))
-
-
-def train(student: Student, steps: int = 2, learned: dict[str, torch.nn.Parameter] | None = None) -> None:
-    """Plain descent on the next token, in steps that move every weight by up to 0.01: far beyond rounding."""
-    parameters = {**trainable_parameters(student), **(learned or {})}
-    for parameter in (learned or {}).values():
-        parameter.requires_grad_(True)
-    for step in range(steps):
-        batch = tokens(step)
-        logits = student.model(batch).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        with torch.no_grad():
-            for parameter in parameters.values():
-                if parameter.grad is not None:
-                    largest = parameter.grad.abs().amax().clamp(min=1e-30)
-                    parameter.sub_(0.01 * parameter.grad / largest)
-                    parameter.grad = None
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(tokens(9)).logits
-    return found
 
 
 def trained_and_exported(plan: Plan, tmp_path: Path) -> tuple[Student, Path, Path]:
@@ -85,7 +51,7 @@ def check(student: Student, trained: Path, output: Path) -> None:
 def test_the_checkpoint_computes_what_the_student_computes(
     tiny: Tiny, tmp_path: Path, kind: str, format_name: str
 ) -> None:
-    plan = training_plan(tiny(kind), format_name)
+    plan = student_plan(tiny(kind), format_name)
     student, trained, output = trained_and_exported(plan, tmp_path)
     check(student, trained, output)
     before, after = CheckpointReader(tiny(kind)), CheckpointReader(trained)
@@ -97,7 +63,7 @@ def test_the_checkpoint_computes_what_the_student_computes(
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("qwen3_moe", "llama")])
 def test_every_family_ships_what_it_trained(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     """Per-expert and fused storage, biases, MLA, shared experts: also plain transformers reads what was written."""
-    plan = training_plan(tiny(kind), "nvfp4")
+    plan = student_plan(tiny(kind), "nvfp4")
     student, trained, output = trained_and_exported(plan, tmp_path)
     check(student, trained, output)
     assert_plain(student, trained)
@@ -112,7 +78,7 @@ def test_channel_scales_are_folded_or_taken_out_of_the_written_model(
     tiny: Tiny, tmp_path: Path, kind: str, format_name: str
 ) -> None:
     """What plain transformers computes on it is the student without rounding."""
-    plan = training_plan(tiny(kind), format_name, recipe="smoothquant" if format_name == "int8_sq" else "awq")
+    plan = student_plan(tiny(kind), format_name, recipe="smoothquant" if format_name == "int8_sq" else "awq")
     student = make_student(plan, device="cpu")
     assert student.folded_norms
     train(student)
@@ -120,11 +86,14 @@ def test_channel_scales_are_folded_or_taken_out_of_the_written_model(
     assert_plain(student, tmp_path / "trained")
     stored = CheckpointReader(tmp_path / "trained").infos
     assert not [name for name in stored if "scale" in name]
+    settled = {name: item.clone() for name, item in student.model.named_parameters()}
+    settle(student)
+    assert all(torch.equal(item, settled[name]) for name, item in student.model.named_parameters())
 
 
 @pytest.mark.parametrize("kv_cache", ["fp8", "fp8_cast", "nvfp4"])
 def test_the_scales_of_the_kv_cache_stay_as_calibrated(tiny: Tiny, tmp_path: Path, kv_cache: str) -> None:
-    plan = training_plan(tiny("qwen3_moe"), "w4a16_nvfp4", kv_cache=kv_cache)
+    plan = student_plan(tiny("qwen3_moe"), "w4a16_nvfp4", kv_cache=kv_cache)
     student, trained, output = trained_and_exported(plan, tmp_path)
     check(student, trained, output)
     quantize(replace(plan, training=None), tmp_path / "untrained", device="cpu")
@@ -143,23 +112,43 @@ def test_a_quantized_source_becomes_a_plain_model_that_is_trained(
         model = make_fp8_source(tiny("qwen3_moe"), tmp_path / "model")
     else:
         model = make_mxfp4_source(tiny("gpt_oss"), tmp_path / "model")
-    student, trained, output = trained_and_exported(training_plan(model, format_name), tmp_path)
+    student, trained, output = trained_and_exported(student_plan(model, format_name), tmp_path)
     check(student, trained, output)
     assert_plain(student, trained)
     assert "quantization_config" not in json.loads((trained / "config.json").read_text())
     assert {info.dtype for info in CheckpointReader(trained).infos.values()} == {"BF16"}
 
 
+@pytest.mark.parametrize("format_name", ["nvfp4", "int4_awq"])
+def test_a_source_in_float32_stays_in_float32(tiny: Tiny, tmp_path: Path, format_name: str) -> None:
+    """Its unfused experts are views of one tensor until the student has them."""
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(tiny("qwen3_moe"), tmp_path / "model")
+    noise = torch.Generator().manual_seed(0)
+    tensors = {
+        name: tensor.float() + 1e-4 * torch.randn(tensor.shape, generator=noise)
+        for name, tensor in load_file(model / "model.safetensors").items()
+    }
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    student, trained, output = trained_and_exported(student_plan(model, format_name), tmp_path)
+    check(student, trained, output)
+    assert {info.dtype for info in CheckpointReader(trained).infos.values()} == {"F32"}
+    assert differing(model, trained)
+
+
 def test_the_towers_of_a_wrapper_travel_along(tmp_path: Path) -> None:
     model = make_llama4_wrapper(tmp_path / "model")
-    student, trained, output = trained_and_exported(training_plan(model, "nvfp4"), tmp_path)
+    student, trained, output = trained_and_exported(student_plan(model, "nvfp4"), tmp_path)
     check(student, trained, output)
     changed = differing(model, trained)
     assert changed and all(name.startswith("language_model.") for name in changed)
 
 
 def test_biases_of_fused_experts_are_trained_with_their_matrices(tiny: Tiny, tmp_path: Path) -> None:
-    plan = training_plan(tiny("gpt_oss"), "nvfp4", roles=("routed_expert",))
+    plan = student_plan(tiny("gpt_oss"), "nvfp4", roles=("routed_expert",))
     _, trained, _ = trained_and_exported(plan, tmp_path)
     changed = differing(tiny("gpt_oss"), trained)
     kinds = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
@@ -169,7 +158,7 @@ def test_biases_of_fused_experts_are_trained_with_their_matrices(tiny: Tiny, tmp
 def test_learned_block_scales_are_packed_as_they_were_trained(tiny: Tiny, tmp_path: Path) -> None:
     from toolchain.qat.learned_scales import enable_learned_scales
 
-    plan = training_plan(tiny("qwen3_moe"), "nvfp4")
+    plan = student_plan(tiny("qwen3_moe"), "nvfp4")
     assert plan.training
     plan = replace(plan, training=replace(plan.training, learned_scales=True))
     student = make_student(plan, device="cpu")
@@ -193,7 +182,7 @@ def test_zeros_stay_zeros(tmp_path: Path, format_name: str) -> None:
     for name in experts:
         tensors[name] *= pattern
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    plan = training_plan(source, format_name)
+    plan = student_plan(source, format_name)
     student = make_student(plan, device="cpu")
     train(student)
     with torch.no_grad():
@@ -211,7 +200,7 @@ def test_zeros_stay_zeros(tmp_path: Path, format_name: str) -> None:
 
 def test_without_a_step_the_bytes_are_those_of_plain_quantization(tiny: Tiny, tmp_path: Path) -> None:
     """Training starts from exactly what quantization alone ships."""
-    plan = training_plan(tiny("qwen3_moe"), "nvfp4", kv_cache="fp8")
+    plan = student_plan(tiny("qwen3_moe"), "nvfp4", kv_cache="fp8")
     write_trained(make_student(plan, device="cpu"), tmp_path / "trained", {"steps": 0})
     assert differing(tiny("qwen3_moe"), tmp_path / "trained") == set()
     manifest = export_trained(plan, tmp_path / "trained", tmp_path / "out", device="cpu")
@@ -227,12 +216,12 @@ def test_without_a_step_the_bytes_are_those_of_plain_quantization(tiny: Tiny, tm
 def test_what_does_not_belong_together_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    plan = training_plan(tiny("llama"), "nvfp4")
+    plan = student_plan(tiny("llama"), "nvfp4")
     trained, output = tmp_path / "trained", tmp_path / "out"
     write_trained(make_student(plan, device="cpu"), trained, {})
     for other, said in (
-        (training_plan(tiny("llama"), "fp8"), "another assignments_sha256, format"),
-        (training_plan(tiny("qwen3"), "nvfp4"), "another .*model_identity"),
+        (student_plan(tiny("llama"), "fp8"), "another assignments_sha256, format"),
+        (student_plan(tiny("qwen3"), "nvfp4"), "another .*model_identity"),
     ):
         with pytest.raises(ToolchainError, match=said):
             export_trained(other, trained, output, device="cpu")
@@ -244,33 +233,3 @@ def test_what_does_not_belong_together_is_refused(tiny: Tiny, tmp_path: Path) ->
     with pytest.raises(ToolchainError, match="was changed"):
         export_trained(plan, trained, output, device="cpu")
     assert not output.exists() and not list(tmp_path.glob(".out*"))
-
-
-def assert_plain(student: Student, trained: Path) -> None:
-    """transformers alone, in float32, against the student with its quantizers off but for channel scales."""
-    from transformers import AutoModelForCausalLM
-
-    plain = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32, experts_implementation="eager")
-    exact = without_rounding(student)
-    torch.testing.assert_close(logits(plain), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
-
-
-def without_rounding(student: Student) -> torch.Tensor:
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    quantizers = [item for item in student.model.modules() if isinstance(item, TensorQuantizer)]
-    enabled = [item for item in quantizers if item.is_enabled]
-    for item in enabled:
-        item.disable()
-    try:
-        return logits(student.model)
-    finally:
-        for item in enabled:
-            item.enable()
-
-
-def differing(before: Path, after: Path) -> set[str]:
-    """Names of tensors whose bits are not those of ``before``."""
-    old, new = CheckpointReader(before), CheckpointReader(after)
-    assert old.infos.keys() == new.infos.keys()
-    return {name for name in old.infos if not torch.equal(old.get(name), new.get(name))}

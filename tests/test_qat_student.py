@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.planning import plan_for
+from tests.students import logits, student_plan, tokens
 from tests.tiny import KINDS, make_tiny
+from tests.training import Notes
 from toolchain.codecs import Calibrated, get_codec
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.formats import FORMATS
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.types import Sparsity, Training
 from toolchain.qat.roles import trainable_parameters
-from toolchain.qat.student import Student, load_start, make_student, save_start
+from toolchain.qat.student import load_start, make_student, save_start
 from toolchain.quantize.job import calibrate
 
 CPU = torch.device("cpu")
@@ -25,30 +26,14 @@ NAMES = tuple(item.name for item in FORMATS)
 Tiny = Callable[[str], Path]
 
 
-def training_plan(source: Path, format_name: str, *, roles: tuple[str, ...] = (), **options: Any) -> Plan:
-    recipe = {"recipe": "max"} if format_name == "int4_gptq" else {}  # GPTQ chooses codes after calibration
-    plan = plan_for(source, format_name, **{"policy": "all-linear", **recipe, **options})
-    return replace(plan, training=Training(data=("nothing",), roles=roles))
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(4, 260, (2, 48), generator=torch.Generator().manual_seed(0))
-
-
-def logits(student: Student) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = student.model(tokens()).logits
-    return found
-
-
 def test_the_student_begins_where_plain_quantization_ends(tiny: Tiny) -> None:
     """Float32 weights with the values of the calibrated model, and its ranges."""
-    plan = training_plan(tiny("qwen3_moe"), "nvfp4", kv_cache="fp8")
+    plan = student_plan(tiny("qwen3_moe"), "nvfp4", kv_cache="fp8")
     student = make_student(plan, device="cpu")
     assert {item.dtype for item in student.model.parameters()} == {torch.float32}
     done = calibrate(replace(plan, training=None), device="cpu").model.float()
     with torch.no_grad():
-        assert torch.equal(logits(student), done(tokens()).logits)
+        assert torch.equal(logits(student.model), done(tokens(9)).logits)
 
 
 @pytest.mark.parametrize(
@@ -57,11 +42,11 @@ def test_the_student_begins_where_plain_quantization_ends(tiny: Tiny) -> None:
 def test_a_saved_start_is_the_same_student(
     tiny: Tiny, tmp_path: Path, format_name: str, kv_cache: str
 ) -> None:
-    plan = training_plan(tiny("qwen3_moe"), format_name, kv_cache=kv_cache)
+    plan = student_plan(tiny("qwen3_moe"), format_name, kv_cache=kv_cache)
     student = make_student(plan, device="cpu")
     save_start(student, tmp_path / "start")
     again = load_start(plan, tmp_path / "start", device="cpu")
-    assert torch.equal(logits(again), logits(student))
+    assert torch.equal(logits(again.model), logits(student.model))
     old, new = student.model.state_dict(), again.model.state_dict()
     assert old.keys() == new.keys() and all(torch.equal(tensor, old[name]) for name, tensor in new.items())
     assert (again.modules, again.folded_norms, again.details) == (
@@ -72,8 +57,19 @@ def test_a_saved_start_is_the_same_student(
     assert again.coverage == student.coverage and again.manifest == student.manifest
 
 
+def test_a_saved_start_keeps_the_zeros_of_sparsity(tiny: Tiny, tmp_path: Path) -> None:
+    plan = replace(student_plan(tiny("llama"), "nvfp4"), sparsity=Sparsity(method="magnitude"))
+    student = make_student(plan, device="cpu")
+    save_start(student, tmp_path / "start")
+    again = load_start(plan, tmp_path / "start", device="cpu")
+    assert torch.equal(logits(again.model), logits(student.model))
+    for path in again.modules:
+        groups = again.model.get_submodule(path).weight.unflatten(1, (-1, 4))
+        assert ((groups != 0).sum(-1) <= 2).all()
+
+
 def test_a_start_of_another_plan_or_a_changed_one_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    plan = training_plan(tiny("llama"), "nvfp4")
+    plan = student_plan(tiny("llama"), "nvfp4")
     save_start(make_student(plan, device="cpu"), tmp_path / "start")
     other = replace(plan, calibration=replace(plan.calibration, seed=1))
     with pytest.raises(ToolchainError, match="another calibration"):
@@ -89,7 +85,7 @@ def test_a_start_of_another_plan_or_a_changed_one_is_refused(tiny: Tiny, tmp_pat
 @pytest.mark.parametrize("format_name", NAMES)
 def test_every_trained_weight_gets_the_gradient_of_what_was_computed(tiny: Tiny, format_name: str) -> None:
     """Straight through: the gradient of a matrix is that of its rounded values, on the rounded inputs."""
-    student = make_student(training_plan(tiny("llama"), format_name), device="cpu")
+    student = make_student(student_plan(tiny("llama"), format_name), device="cpu")
     trainable_parameters(student)
     linear: Any = student.model.get_submodule("model.layers.0.mlp.gate_proj")
     generator = torch.Generator().manual_seed(0)
@@ -106,7 +102,7 @@ def test_every_trained_weight_gets_the_gradient_of_what_was_computed(tiny: Tiny,
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_gradients_are_finite_and_reach_every_expert_with_tokens(tiny: Tiny, kind: str) -> None:
-    student = make_student(training_plan(tiny(kind), "nvfp4"), device="cpu")
+    student = make_student(student_plan(tiny(kind), "nvfp4"), device="cpu")
     trained = trainable_parameters(student)
     seen = _experts_with_tokens(student.model)
     batch = tokens()
@@ -141,7 +137,7 @@ def _experts_with_tokens(model: Any) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("format_name", NAMES)
 def test_rounding_follows_the_weights_as_packing_does(tiny: Tiny, format_name: str) -> None:
     """Weights four times as large: what the student computes on is what the codec packs, under the ranges it keeps."""
-    student = make_student(training_plan(tiny("llama"), format_name, recipe="max"), device="cpu")
+    student = make_student(student_plan(tiny("llama"), format_name, recipe="max"), device="cpu")
     linear: Any = student.model.get_submodule("model.layers.1.mlp.down_proj")
     amax = linear.weight.detach().abs().amax()
     with torch.no_grad():
@@ -154,13 +150,13 @@ def test_rounding_follows_the_weights_as_packing_does(tiny: Tiny, format_name: s
 
 
 def test_by_default_the_roles_of_the_quantized_matrices_are_trained(tiny: Tiny) -> None:
-    plan = training_plan(tiny("qwen2_moe"), "nvfp4", policy="experts-only")
+    plan = student_plan(tiny("qwen2_moe"), "nvfp4", policy="experts-only")
     student = make_student(plan, device="cpu")
     trained = trainable_parameters(student)
     assert set(trained) == {f"{path}.weight" for path in student.modules}
     assert all(".experts." in name or ".shared_expert." in name for name in trained)
     attention = replace(
-        student, plan=training_plan(tiny("qwen2_moe"), "nvfp4", roles=("attention", "router", "norm"))
+        student, plan=student_plan(tiny("qwen2_moe"), "nvfp4", roles=("attention", "router", "norm"))
     )
     names = set(trainable_parameters(attention))
     assert "model.layers.0.self_attn.q_proj.bias" in names and "model.layers.1.mlp.gate.weight" in names
@@ -171,24 +167,16 @@ def test_by_default_the_roles_of_the_quantized_matrices_are_trained(tiny: Tiny) 
 @pytest.mark.parametrize("role", ["embedding", "lm_head"])
 def test_a_tied_head_is_trained_by_either_name_and_said(tmp_path: Path, role: str) -> None:
     source = make_tiny("llama", tmp_path / "model", tie_word_embeddings=True)
-    student = make_student(training_plan(source, "nvfp4", roles=(role,)), device="cpu")
+    student = make_student(student_plan(source, "nvfp4", roles=(role,)), device="cpu")
     notes = Notes()
     trained = trainable_parameters(student, notes)
     assert list(trained) == ["model.embed_tokens.weight"]
     assert trained["model.embed_tokens.weight"] is student.model.get_parameter("lm_head.weight")
-    assert len(notes.said) == 1 and "same tensor" in notes.said[0]
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
+    assert len(notes.lines) == 1 and "same tensor" in notes.lines[0]
 
 
 def test_a_role_that_the_model_lacks_is_a_usage_error(tiny: Tiny) -> None:
-    student = make_student(training_plan(tiny("llama"), "nvfp4", roles=("shared_expert",)), device="cpu")
+    student = make_student(student_plan(tiny("llama"), "nvfp4", roles=("shared_expert",)), device="cpu")
     with pytest.raises(UsageError, match="shared_expert") as error:
         trainable_parameters(student)
     assert "attention" in error.value.hint
@@ -201,5 +189,5 @@ def test_recipes_that_choose_codes_or_scales_cannot_be_trained(
     tiny: Tiny, format_name: str, recipe: str
 ) -> None:
     with pytest.raises(ToolchainError) as error:
-        make_student(training_plan(tiny("llama"), format_name, recipe=recipe), device="cpu")
+        make_student(student_plan(tiny("llama"), format_name, recipe=recipe), device="cpu")
     assert error.value.code == "TC-250"
