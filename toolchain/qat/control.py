@@ -52,7 +52,8 @@ def train_control(
     sequences = load_sequences(asked, source, progress)
     described = {**begun_with(replace(plan, training=training), sequences.identity), "control": True}
     with open_session(work, described, progress=progress) as session, explained_memory(training):
-        model = load_source(source, device=target, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        how: dict[str, Any] = dict(device=target, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model = load_source(source, **how)
         family = family_of(model, source)
         modules = planned_modules(model, plan, family)
         trainable_parameters(
