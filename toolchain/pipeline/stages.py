@@ -117,6 +117,7 @@ def refuse_foreign(directory: Path, *, force: bool) -> None:
         or not directory.is_dir()
         or (directory / "engine.json").is_file()
         or (directory / "stages").is_dir()
+        or (directory / "training").is_dir()
     ):
         return
     visible = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
