@@ -16,11 +16,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.training import training_plan
+from tests.training import Notes, training_plan
+from toolchain.evaluate.checkpoint import known_text
 from toolchain.modeling.loading import load_source
 from toolchain.plan.types import Plan
 from toolchain.qat.data import Sequences, load_sequences
+from toolchain.qat.export import export_trained
 from toolchain.qat.heldout import Judged, measure_held_out
+from toolchain.qat.job import train
 from toolchain.qat.roles import trainable_parameters
 from toolchain.qat.run import run_training
 from toolchain.qat.session import Session
@@ -39,9 +42,9 @@ def float_teacher(source: Path) -> nn.Module:
     return load_source(source, device=CPU, dtype=torch.float32).eval().requires_grad_(False)
 
 
-def run(plan: Plan, model: nn.Module, teacher: nn.Module | None, train: torch.Tensor, work: Path) -> None:
+def run(plan: Plan, model: nn.Module, teacher: nn.Module | None, data: torch.Tensor, work: Path) -> None:
     assert plan.training is not None
-    sequences = Sequences(train=train, held_out=rows(2, seed=9), identity={})
+    sequences = Sequences(train=data, held_out=rows(2, seed=9), identity={})
     work.mkdir()
     run_training(model, teacher, sequences, plan.training, Session(directory=work), device=CPU)
 
@@ -90,9 +93,9 @@ def test_a_training_is_the_loop_that_its_settings_describe(
     start = copy.deepcopy(student.model)
     expected = copy.deepcopy(student.model)
     teacher = float_teacher(tiny("qwen3_moe")) if method == "qad" else None
-    train = rows(4)
-    by_hand(plan, expected, teacher, [train[:2], train[2:]], steps)
-    run(plan, student.model, teacher, train, tmp_path / "work")
+    data = rows(4)
+    by_hand(plan, expected, teacher, [data[:2], data[2:]], steps)
+    run(plan, student.model, teacher, data, tmp_path / "work")
 
     before, goal = dict(start.named_parameters()), dict(expected.named_parameters())
     for name, item in student.model.named_parameters():
@@ -144,7 +147,7 @@ def test_updates_far_below_bf16_are_kept(tiny: Tiny, tmp_path: Path, precision: 
     run(plan, student.model, float_teacher(tiny("llama")), rows(12), tmp_path / "work")
     for name, item in trained.items():
         assert item.dtype == torch.float32
-        moved = (item - before[name]).abs()
+        moved = (item - before[name]).detach().abs()
         assert 1e-8 < float(moved.max()) < 1e-6 and float((moved > 0).float().mean()) > 0.2, name
 
 
@@ -168,6 +171,21 @@ def test_the_last_evaluation_sees_no_training_text(tiny: Tiny, tmp_path: Path) -
     assert torch.equal(again.train, found.train) and torch.equal(again.held_out, found.held_out)
     other = load_sequences(replace(plan.training, seed=1), tiny("llama"))  # type: ignore[arg-type,type-var]
     assert not torch.equal(other.train, found.train)
+
+
+def test_evaluation_says_when_it_judges_on_training_text(tiny: Tiny, tmp_path: Path) -> None:
+    """The checkpoint carries a sketch of what it was trained on, as it does of what it was calibrated on."""
+    source, notes = tiny("llama"), Notes()
+    plan = training_plan(source, steps=1, evaluate_every=1, batch_size=16, length_tokens=128)
+    train(plan, tmp_path / "work", tmp_path / "trained", device="cpu")
+    export_trained(plan, tmp_path / "trained", tmp_path / "out", device="cpu")
+    seen = load_sequences(plan.training, source).train.flatten().tolist()  # type: ignore[arg-type]
+    other = rows(16, length=128).flatten().tolist()
+    assert known_text(tmp_path / "out", other, notes)["training_overlap"] == 0 and not notes.lines
+    # Of 128 windows of 32 tokens that begin in a sequence, 97 end in it.
+    share = known_text(tmp_path / "out", seen, notes)["training_overlap"]
+    assert share == pytest.approx(97 / 128, abs=0.1)
+    assert any("TC-525" in line and "trained on" in line for line in notes.lines)
 
 
 def hash_like(number: int) -> str:

@@ -67,6 +67,8 @@ def _head(report: Report) -> str:
     ]
     if data["calibration_overlap"] is not None:
         rows.append(("calibrated on", f"{data['calibration_overlap']:.1%} of this text"))
+    if data.get("training_overlap") is not None:
+        rows.append(("trained on", f"{data['training_overlap']:.1%} of this text"))
     return facts(rows)
 
 

@@ -64,9 +64,9 @@ def evaluate_checkpoint(
         prompts=prompts,
         generations=generations,
     )
-    overlap = calibration_overlap(checkpoint, run.tokens, progress)
+    overlaps = known_text(checkpoint, run.tokens, progress)
     figures = run_evaluation(run, state, progress)
-    identity = {"source": ", ".join(map(str, sources)), **run.data, "calibration_overlap": overlap}
+    identity = {"source": ", ".join(map(str, sources)), **run.data, **overlaps}
     return {
         "schema_version": SCHEMA_VERSION,
         "checkpoint": str(directory),
@@ -84,24 +84,30 @@ def _baseline(directory: Path, tokenizer: Any) -> Path:
     return found
 
 
-def calibration_overlap(checkpoint: Path, tokens: Sequence[int], progress: Progress) -> float | None:
-    """Share of ``tokens`` that the checkpoint was calibrated on, 0 to 1; None where its manifest does not tell.
+def known_text(checkpoint: Path, tokens: Sequence[int], progress: Progress) -> dict[str, float | None]:
+    """Shares of ``tokens`` that the checkpoint was calibrated on (``calibration_overlap``) and, where it was trained,
+    trained on (``training_overlap``), 0 to 1; None where its manifest does not tell.
 
     More than ``MOST_OVERLAP`` is said as a warning (TC-525): such figures flatter the checkpoint.
     """
-    manifest = checkpoint / "quantize.json"
-    kept = read_json(manifest).get("calibration_sketch") if manifest.is_file() else None
-    share = shared_fraction(kept, tokens) if kept else None
-    if share is not None and share > MOST_OVERLAP:
-        finding = Finding(
-            code="TC-525",
-            where=str(checkpoint),
-            message=f"about {share:.0%} of the evaluation text was calibrated on",
-            hint="judge it on other text",
-            severity="warning",
-        )
-        progress.note(str(finding))
-    return share
+    path = checkpoint / "quantize.json"
+    manifest = read_json(path) if path.is_file() else {}
+    kept = {"calibration_overlap": manifest.get("calibration_sketch")}
+    if manifest.get("training"):
+        kept["training_overlap"] = manifest["training"].get("train_sketch")
+    shares = {name: shared_fraction(found, tokens) if found else None for name, found in kept.items()}
+    for name, verb in (("calibration_overlap", "calibrated"), ("training_overlap", "trained")):
+        share = shares.get(name)
+        if share is not None and share > MOST_OVERLAP:
+            finding = Finding(
+                code="TC-525",
+                where=str(checkpoint),
+                message=f"about {share:.0%} of the evaluation text was {verb} on",
+                hint="judge it on other text",
+                severity="warning",
+            )
+            progress.note(str(finding))
+    return shares
 
 
 def compare(

@@ -17,7 +17,7 @@ import torch
 from toolchain.core.errors import UsageError
 from toolchain.core.files import sha256_json
 from toolchain.core.progress import Progress, Silent
-from toolchain.data.overlap import copied_fraction
+from toolchain.data.overlap import KEPT_TRAINED, copied_fraction, sketch
 from toolchain.data.tokenized import tokenizer_hash
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.models.config import read_config, text_config
@@ -42,6 +42,8 @@ class Sequences:
     """[m, length] int64, of documents that ``train`` has nothing of."""
     identity: dict[str, Any]
     """Sources, counts and hashes of both sides, for manifests."""
+    train_sketch: str = field(default="", repr=False)
+    """Of ``train`` (``toolchain.data.overlap``): travels with the checkpoint, so that evaluation can tell."""
 
 
 def load_sequences(training: Training, source: Path, progress: Progress | None = None) -> Sequences:
@@ -85,7 +87,10 @@ def load_sequences(training: Training, source: Path, progress: Progress | None =
         "seed": training.seed,
     }  # fmt: skip
     return Sequences(
-        train=torch.from_numpy(train.rows), held_out=torch.from_numpy(held_out.rows), identity=identity
+        train=torch.from_numpy(train.rows),
+        held_out=torch.from_numpy(held_out.rows),
+        identity=identity,
+        train_sketch=sketch(train.rows, KEPT_TRAINED),
     )
 
 

@@ -139,6 +139,7 @@ class _Job:
             planned_steps=steps,
             stopped=self.stopped() or "steps",
         )
+        record["train_sketch"] = self.sequences.train_sketch
         figures, metric = record["held_out"], deciding_metric(self.training)
         figures["trained"] = self.judge(student)
         record["improved"] = figures["trained"][metric] < figures["before"][metric]

@@ -108,8 +108,9 @@ CODES: dict[str, tuple[str, str]] = {
         "A file of prompts holds one per line, or is JSONL with `text` or `messages` per line.",
     ),
     "TC-525": (
-        "The evaluation text was calibrated on",
-        "A warning: runs of 32 tokens of it stand in the calibration text, and figures on it flatter the checkpoint.",
+        "The evaluation text was calibrated or trained on",
+        "A warning: runs of 32 tokens of it stand in the calibration or training text, and figures on it "
+        "flatter the checkpoint.",
     ),
     "TC-524": (
         "A data set on the hub cannot be read",
