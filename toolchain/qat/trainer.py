@@ -25,13 +25,14 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.roles import Role
 from toolchain.plan.types import Training
 from toolchain.qat.checkpointing import SafeCheckpoints
+from toolchain.qat.devices import FSDP2, AcrossDevices
 from toolchain.qat.heldout import Judged, measure_held_out
 from toolchain.qat.losses import distillation_loss
 
 CHECKPOINTS = "checkpoints"
 
 
-class _HeldOut(SafeCheckpoints):
+class _HeldOut(AcrossDevices, SafeCheckpoints):
     """What both methods share. ``judge`` is the teacher, or None: then held-out cross entropy decides."""
 
     callback_handler: Any
@@ -53,15 +54,16 @@ class _HeldOut(SafeCheckpoints):
         started, step = time.monotonic(), self.state.global_step
         self.model.eval()
         judge = self.judge()
-        figures = measure_held_out(
-            Judged(run=self.model_wrapped_or_model(), inner=self.inner()),
-            Judged(run=judge, inner=self.accelerator.unwrap_model(judge)) if judge is not None else None,
-            self.held_out_sequences,
-            device=self.args.device,
-            rank=self.args.process_index,
-            world=self.args.world_size,
-            total=lambda sums: self.accelerator.reduce(sums, "sum"),
-        )
+        with self.autocast_smart_context_manager():
+            figures = measure_held_out(
+                Judged(run=self.model_wrapped_or_model(), inner=self.inner()),
+                Judged(run=judge, inner=self.accelerator.unwrap_model(judge)) if judge is not None else None,
+                self.held_out_sequences,
+                device=self.args.device,
+                rank=self.args.process_index,
+                world=self.args.world_size,
+                total=lambda sums: self.accelerator.reduce(sums, "sum"),
+            )
         _require_finite(figures, step, "held-out figures")
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         metrics["eval_seconds"] = round(time.monotonic() - started, 3)
@@ -140,6 +142,7 @@ def total_steps(training: Training, sequences: int) -> int:
 def training_arguments(
     training: Training, work: Path, *, steps: int, device: torch.device, judged: bool, resumed: bool
 ) -> TrainingArguments:
+    fsdp2 = training.devices > 1 and training.parallel == "fsdp2"
     arguments = TrainingArguments(
         output_dir=str(work / CHECKPOINTS),
         per_device_train_batch_size=training.batch_size,
@@ -170,6 +173,8 @@ def training_arguments(
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        fsdp=fsdp2,
+        fsdp_config=dict(FSDP2) if fsdp2 else None,
         # An expert that no token of a device chose has no gradient there.
         ddp_find_unused_parameters=True if training.devices > 1 and training.parallel == "ddp" else None,
     )
