@@ -33,13 +33,15 @@ class AcrossDevices:
         plugin = getattr(self.args, "fsdp_plugin_args", None)
         if plugin is None or self.args.world_size == 1:
             return
+        from accelerate.state import PartialState
         from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
         state = self.accelerator.state
         if state.distributed_type == DistributedType.MULTI_CPU:
             # Accelerate 1.15 takes no plugin on CPUs (``AcceleratorState``) and would run DDP without a word, though
             # torch's ``fully_shard`` works with gloo.
-            state.distributed_type = DistributedType.FSDP
+            # Both: every new AcceleratorState takes it from the other.
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
             self.is_fsdp_enabled = True
         state.fsdp_plugin.mixed_precision_policy = None
