@@ -63,7 +63,8 @@ def plan_training(
             *_format_findings(plan, info, training, quantized),
         ]
         sizes = sizes_of(info, quantized, roles, teacher_bytes)
-        takes, disk = training_memory(sizes, training), training_disk(sizes, training, info.bytes)
+        takes = training_memory(sizes, training, on_host=on_host)
+        disk = training_disk(sizes, training, info.bytes)
         needed = sum(takes.values()) * (training.devices if on_host else 1)
         if memory_bytes and needed > memory_bytes and not findings:
             ways = fitting(sizes, training, memory_bytes, on_host=on_host)

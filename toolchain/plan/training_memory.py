@@ -100,8 +100,8 @@ def has_teacher(training: Training) -> bool:
     return training.method == "qad" or training.patience > 0
 
 
-def training_memory(sizes: Sizes, training: Training) -> dict[str, int]:
-    """What takes how much on the fullest device, by name."""
+def training_memory(sizes: Sizes, training: Training, *, on_host: bool = False) -> dict[str, int]:
+    """What takes how much on the fullest device, by name. ``on_host``: where checkpoints are serialized, too."""
     lora = sum(training.lora_rank * (rows + columns) for rows, columns in sizes.adapted)
     trained = lora if training.lora_rank else sizes.trained
     cut = training.devices if training.parallel == "fsdp2" else 1
@@ -117,6 +117,7 @@ def training_memory(sizes: Sizes, training: Training) -> dict[str, int]:
         "rounded weights": _rounded(sizes, training),
         "activations": _activations(sizes, training, tokens),
         "logits": _logits(sizes, training, tokens),
+        "writing a checkpoint": MOMENTS * F32 * trained if on_host else 0,
     }
     return {name: size for name, size in found.items() if size}
 
@@ -141,9 +142,10 @@ def _rounded(sizes: Sizes, training: Training) -> int:
 def _activations(sizes: Sizes, training: Training, tokens: int) -> int:
     """What one layer keeps for its backward pass, in every layer or in one; the residual stream in all."""
     element = DTYPE_BYTES["BF16"] if training.precision == "bf16" else F32
-    norms = 6 * F32 * sizes.hidden  # residual stream and norms stay in float32
-    attention = element * (2 * sizes.hidden + 3 * sizes.attention)
-    mlp = element * (4 * sizes.experts * sizes.hidden + 6 * sizes.mlp)
+    # Counts of tensors that autograd keeps, rounded inputs of every matrix included; measured (README).
+    norms = 8 * F32 * sizes.hidden  # residual stream and norms stay in float32
+    attention = element * (4 * sizes.hidden + 6 * sizes.attention)
+    mlp = element * (6 * sizes.experts * sizes.hidden + 8 * sizes.mlp)
     layer = tokens * (norms + attention + mlp)
     if training.gradient_checkpointing:
         return layer + sizes.layers * tokens * F32 * sizes.hidden
@@ -193,8 +195,10 @@ def _fewest_devices(sizes: Sizes, training: Training, room: int) -> str | None:
 
 
 def _total(sizes: Sizes, training: Training, on_host: bool) -> int:
-    return sum(training_memory(sizes, training).values()) * (training.devices if on_host else 1)
+    takes = sum(training_memory(sizes, training, on_host=on_host).values())
+    return takes * (training.devices if on_host else 1)
 
 
 def gib(count: float) -> str:
-    return f"{count / 1024**3:.1f} GiB"
+    """GiB, or MiB of little."""
+    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"
