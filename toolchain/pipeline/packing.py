@@ -45,7 +45,8 @@ def write_checkpoint(plan: Plan, request: EngineRequest, workspace: Workspace) -
         manifest = quantize(
             plan, output, stream=request.stream, executor=request.executor_options(), **options
         )
-    return {key: manifest[key] for key in FACTS}
+    sparse = {"sparsity": manifest["sparsity"]} if "sparsity" in manifest else {}
+    return {key: manifest[key] for key in FACTS} | sparse
 
 
 def require_space(plan: Plan, directory: Path) -> None:

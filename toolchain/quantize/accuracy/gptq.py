@@ -28,8 +28,7 @@ def solve(
     """[N, K] float32 weight -> values on the grid (``factors`` [N, K] times what ``round_values`` gives), float32.
 
     Minimises trace(D H D^T), H = ``gram`` [K, K] / tokens, D the difference to ``weight``. Channels that no token
-    excites are rounded to nearest. ``kept`` [N, K] bool: all others become zero, whatever was corrected into them; None:
-    all are kept.
+    excites are rounded to nearest. ``kept`` [N, K] bool: all others become zero, whatever was corrected into them.
     """
     hessian = damped(gram, damping)
     order = hessian.diagonal().argsort(descending=True)

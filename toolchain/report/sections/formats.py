@@ -48,11 +48,24 @@ def _facts(files: EngineFiles) -> tuple[tuple[str, str], ...]:
         ("Format", text(plan, "format")),
         ("Policy", text(plan, "policy")),
         ("Recipe", text(plan, "recipe")),
+        ("Sparsity", _sparsity(files)),
         ("KV cache", text(plan, "kv_cache") if text(plan, "kv_cache") != "none" else "not quantized"),
         ("Target", f"{text(plan, 'target')} {text(plan, 'target_version')} on {text(plan, 'gpu')}"),
         ("Parameters", count(parameters) + share),
     ]
     return tuple((name, value) for name, value in found if value)
+
+
+def _sparsity(files: EngineFiles) -> str:
+    """The plan's, and what the audit counted; empty for a dense plan."""
+    planned, counted = part(files.plan, "sparsity"), part(files.audit, "facts", "sparsity")
+    if not planned:
+        return ""
+    found = ratio(number(counted, "sparse_groups"), number(counted, "groups"))
+    share = (
+        "" if found is None else f": {percent(found, 1)} of {count(number(counted, 'groups'))} groups of four"
+    )
+    return f"{text(planned, 'pattern')} by {text(planned, 'method')}{share}"
 
 
 def row_name(item: Document) -> str:
