@@ -130,3 +130,21 @@ def test_another_choice_of_zeros_is_not_the_source_pruned(
 def test_verify_prints_the_count(toolchain: Any, made: Callable[[str, str], Path]) -> None:
     ran = toolchain("verify", made("qwen3_moe", "fp8"))
     assert ran.status == 0 and "122,880 of 122,880 groups (100.00%) of 32 matrices" in ran.out
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8_sq"])
+def test_rank_files_of_trtllm_build_keep_the_groups(tiny: Tiny, tmp_path: Path, format: str) -> None:
+    """Fused, cut over two ranks and renamed: TensorRT looks at these matrices, four along the input."""
+    from toolchain.build.tensorrt import Parallel, write_legacy_checkpoint
+
+    quantize(sparse(plan_for(tiny("llama"), format)), tmp_path / "out", device="cpu")
+    parallel = Parallel(tp=2, pp=1, ep=1)
+    write_legacy_checkpoint(tmp_path / "out", tmp_path / "ranks", parallel, force=True, progress=Silent())
+    seen = 0
+    for rank in range(2):
+        for name, tensor in load_file(tmp_path / "ranks" / f"rank{rank}.safetensors").items():
+            if tensor.dtype in (torch.float8_e4m3fn, torch.int8) and tensor.dim() == 2:
+                kept = (tensor.float() != 0).unflatten(-1, (-1, 4)).sum(-1)
+                assert kept.max() <= 2, name
+                seen += 1
+    assert seen == 2 * 2 * 5  # ranks, layers, and qkv, dense, fc, gate and proj
