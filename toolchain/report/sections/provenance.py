@@ -24,7 +24,7 @@ def section(files: EngineFiles) -> Section:
     data = part(files.metrics, "data")
     if data:
         blocks.append(Facts(items=evaluation_facts(files.metrics)))
-        blocks += _overlap(data)
+        blocks += _overlap(data) + _trained_on(data)
     return Section(id="data", short="Data", title="Calibration and evaluation data", blocks=tuple(blocks))
 
 
@@ -74,4 +74,13 @@ def _overlap(data: Document) -> list[Block]:
     if share == 0:
         return [Paragraph(text="No part of the evaluation text stands in the calibration text.", tone="note")]
     words = f"{percent(share)} of the evaluation text stands in the calibration text: the figures flatter the engine."
+    return [Paragraph(text=words, tone="warning")]
+
+
+def _trained_on(data: Document) -> list[Block]:
+    """A warning where a part of the evaluation text is training text."""
+    share = number(data, "training_overlap")
+    if not share:
+        return []
+    words = f"{percent(share)} of the evaluation text stands in the training text: the figures flatter the engine."
     return [Paragraph(text=words, tone="warning")]
