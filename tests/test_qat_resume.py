@@ -126,6 +126,23 @@ def test_any_checkpoint_that_is_kept_can_be_gone_on_from(
     assert error.value.code == "TC-256"
 
 
+def test_an_interrupted_training_says_what_is_kept(plan: Plan, killed: Path, tmp_path: Path) -> None:
+    class Interrupting(Notes):
+        def track(self, items: Any, *, description: str, total: int | None = None) -> Any:
+            for index, item in enumerate(items):
+                if description == "train" and index == 2:
+                    raise KeyboardInterrupt
+                yield item
+
+    shutil.copytree(killed / "work", tmp_path / "work")
+    notes = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, tmp_path / "work", tmp_path / "trained", device="cpu", progress=notes)
+    assert "interrupted; checkpoint-6 is kept" in notes.lines[-1]
+    assert not (tmp_path / "trained").exists()
+    assert list(Session(directory=tmp_path / "work").checkpoints())[-1] == 6
+
+
 def test_a_finished_training_is_written_again_without_training(
     plan: Plan, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,8 @@ class Recorder(TrainerCallback):
         self.progress.note(_sentence(state, figures, self._losses))
         self._losses = []
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def close(self) -> None:
+        """End the bar, also where the training was broken off."""
         getattr(self._bar, "close", lambda: None)()
 
 

@@ -103,9 +103,11 @@ def run_training(
 
     ``metric``: held-out figure that the best weights go by; None: ``kl`` where there is a teacher, else ``ce``.
     """
+    from toolchain.qat.devices import TellShare
     from toolchain.qat.trainer import make_trainer, prepared, total_steps, training_arguments
 
     progress, newest = progress or Silent(), session.newest()
+    recorder = Recorder(session.metrics, progress)
     quiet_transformers()
     steps = total_steps(training, len(sequences.train))
     arguments = training_arguments(
@@ -123,7 +125,7 @@ def run_training(
         if arguments.process_index == 0:
             step = int(newest.name.rpartition("-")[2]) if newest else None
             session.metrics.truncate(step)
-            trainer.add_callback(Recorder(session.metrics, progress))
+            trainer.add_callback(recorder)
             trainer.add_callback(tensorboard(session.directory, step))
         if sparse:
             trainer.add_callback(_keep_zeros(sparse))
@@ -136,6 +138,7 @@ def run_training(
             )
             raise
         finally:
+            recorder.close()
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
             trainer.accelerator.free_memory()
 
