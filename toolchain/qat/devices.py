@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from toolchain.core.progress import Progress
 
 FSDP2: dict[str, Any] = {
     "version": 2,
@@ -74,3 +78,20 @@ def _reduce_unused(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_reduce_scatter_unused_params(True)
+
+
+class TellShare(TrainerCallback):
+    """Says once, from the parameters themselves, how much of the weights this process holds."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            here = everywhere = 0
+            for item in kwargs["model"].parameters():
+                here += (item.to_local() if isinstance(item, DTensor) else item).numel()
+                everywhere += item.numel()
+            self.progress.note(
+                f"{args.world_size} processes; each holds {here / everywhere:.0%} of the weights"
+            )

@@ -126,6 +126,7 @@ def run_training(
             step = int(newest.name.rpartition("-")[2]) if newest else None
             session.metrics.truncate(step)
             trainer.add_callback(recorder)
+            trainer.add_callback(TellShare(progress))
             trainer.add_callback(tensorboard(session.directory, step))
         if sparse:
             trainer.add_callback(_keep_zeros(sparse))
