@@ -147,6 +147,10 @@ class _Job:
             del student
             gc.collect()
             student = load_start(self.plan, self.session.start, **self.options)
+            if self.training.learned_scales:  # what was judged before the first step
+                from toolchain.qat.learned_scales import enable_learned_scales
+
+                enable_learned_scales(student)
             settle(student)
         figures["after"] = figures["trained"] if record["improved"] else figures["before"]
         return student, record

@@ -1,9 +1,10 @@
 """Learned block scales of NVFP4 weights: ModelOpt's LSQ, in the arithmetic of what ships.
 
 Parameters, forward pass and gradients are ModelOpt's (``StaticBlockScaleQuantizer.enable_lsq``): a weight is
-``round(w / s_pre) * s_post``, where ``s_pre`` stays as calibrated and ``s_post`` is learned (ModelOpt's default). Two
-pieces are our own, because ModelOpt's would not be what is packed: its FP4 cast is a Triton kernel without a version
-for CPUs, and its E4M3 rounding multiplies by reciprocals where its exporter and our codecs divide.
+``round(w / s_pre) * s_post``, where ``s_pre`` stays as it began and ``s_post`` is learned (ModelOpt's default). Both
+begin at the block scales with the least squared error, as ModelOpt's do (``scale_algorithm``). Two pieces are our own,
+because ModelOpt's would not be what is packed: its FP4 cast is a Triton kernel without a version for CPUs, and its E4M3
+rounding multiplies by reciprocals where its exporter and our codecs divide.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from toolchain.formats import get_format
 from toolchain.qat.roles import trained_roles
 from toolchain.qat.student import Student
 from toolchain.quantize import backend, scales
+from toolchain.quantize.accuracy.grids import Nvfp4Grid
+from toolchain.quantize.accuracy.scale_search import choose_scales
 
 LEARNABLE = ("post",)
 """ModelOpt's ``learnable_amax``. What each choice gave on the demo: README.md of this room."""
@@ -96,9 +99,9 @@ class _RoundCodes(torch.autograd.Function):
 def enable_learned_scales(student: Student, paths: list[str] | None = None) -> dict[str, nn.Parameter]:
     """Make the block scales of ``paths`` (all quantized matrices whose format allows it) parameters of the model.
 
-    They begin where calibration left them: the function stays the same, bit for bit. Returns the parameters, float32
-    [out, in / block], by their names in ``student.model``; more on a student that has them already. ToolchainError
-    TC-260 when no matrix has scales that can be learned.
+    They begin at the E4M3 codes with the least squared error, what recipe ``mse`` would store, and no longer follow the
+    weights; those of a student that has them already stay as they are. Returns the parameters, float32 [out, in /
+    block], by their names in ``student.model``. ToolchainError TC-260 when no matrix has scales that can be learned.
     """
     chosen = learnable(student) if paths is None else paths
     if not chosen:
@@ -133,9 +136,9 @@ def _enable(quantizer: Any, weight: torch.Tensor) -> None:
     del quantizer._amax
     LearnedScaleQuantizer.from_tensor_quantizer(quantizer, global_amax=tensor_amax)
     quantizer._quant_max_bound = e2m1.E2M1_MAX
-    amax = whole(weight).unflatten(-1, (-1, quantizer.block_sizes[-1])).abs().amax(-1).float()
-    # The codecs give a block of zeros the scale 1.
-    quantizer._amax = torch.where(amax > 0, amax, e2m1.E2M1_MAX * quantizer.weight_scale_2)
+    grid = Nvfp4Grid(quantizer.weight_scale_2, quantizer.block_sizes[-1])
+    stored = choose_scales(whole(weight.detach()).float(), grid, "mse")
+    quantizer._amax = stored.float() * (e2m1.E2M1_MAX * quantizer.weight_scale_2)
     quantizer.enable_lsq(quantize_scales=True, learnable_amax=LEARNABLE)
 
 
@@ -194,7 +197,7 @@ def restore_learned(student: Student, state: dict[str, torch.Tensor]) -> dict[st
 def packed_with_learned(student: Student) -> dict[str, dict[str, torch.Tensor]]:
     """Module path -> suffix -> tensor as the codec stores it, for every matrix with learned scales.
 
-    Their decoded values are those that the student computes with, bit for bit: codes are chosen under the calibrated
+    Their decoded values are those that the student computes with, bit for bit: codes are chosen under the first
     scales, values stand under the learned ones, rounded to E4M3.
     """
     packed = {}
