@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -229,9 +230,13 @@ def test_a_training_learns_them_or_keeps_the_start(
     tiny: Tiny, tmp_path: Path, rate: float, improved: bool
 ) -> None:
     source = tiny("qwen3_moe")
-    plan = training_plan(source, learned_scales=True, learning_rate=rate, steps=6)
+    plan = training_plan(source, learned_scales=True, learning_rate=rate, steps=6, weight_decay=0.1)
     record = run_training(plan, tmp_path / "work", tmp_path / "trained", device="cpu")
     assert record["improved"] == improved
+    groups = json.loads((tmp_path / "work" / "checkpoints" / "checkpoint-6" / "optimizer.json").read_text())
+    for group in groups:
+        learns_scales = {"_quantizer." in name for name in group["params"]}
+        assert learns_scales == {group["weight_decay"] == 0}
     state = load_file(tmp_path / "trained" / "learned_scales.safetensors")
     for key in [key for key in state if key.endswith("_amax_post")]:
         assert torch.equal(state[key], state[key.replace("_post", "_pre")]) != improved

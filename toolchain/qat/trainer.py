@@ -49,6 +49,11 @@ class _HeldOut(AcrossDevices, SafeCheckpoints):
     def judge(self) -> nn.Module | None:
         return self._judge
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Not learned scales: they would shrink what their block stores, whose weights decay already."""
+        names: list[str] = super().get_decay_parameter_names(model)  # type: ignore[misc]
+        return [name for name in names if "_quantizer." not in name]
+
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Held-out figures as ``eval_*``; the first ones, before any step, are those to beat."""
         started, step = time.monotonic(), self.state.global_step
