@@ -143,9 +143,9 @@ def _activations(sizes: Sizes, training: Training, tokens: int) -> int:
     """What one layer keeps for its backward pass, in every layer or in one; the residual stream in all."""
     element = DTYPE_BYTES["BF16"] if training.precision == "bf16" else F32
     # Counts of tensors that autograd keeps, rounded inputs of every matrix included; measured (README).
-    norms = 8 * F32 * sizes.hidden  # residual stream and norms stay in float32
-    attention = element * (4 * sizes.hidden + 6 * sizes.attention)
-    mlp = element * (6 * sizes.experts * sizes.hidden + 8 * sizes.mlp)
+    norms = 6 * F32 * sizes.hidden  # residual stream and norms stay in float32
+    attention = element * (2 * sizes.hidden + 3 * sizes.attention)
+    mlp = element * (4 * sizes.experts * sizes.hidden + 6 * sizes.mlp)
     layer = tokens * (norms + attention + mlp)
     if training.gradient_checkpointing:
         return layer + sizes.layers * tokens * F32 * sizes.hidden
