@@ -210,13 +210,50 @@ def test_no_process_outlives_the_one_that_started_it(
     require_all_gone(work)
 
 
-def test_inside_another_launcher_nothing_is_launched(
+def test_another_launchers_processes_must_be_as_many_as_devices(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "RANK", "0")
-    with pytest.raises(UsageError) as raised:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 3") as raised:
         launch(over(plan, "ddp"), tmp_path, device="cpu")
     assert raised.value.code == "TC-259" and not list(tmp_path.iterdir())
+
+
+EXTERNAL = """
+import json, sys
+from pathlib import Path
+from toolchain.plan.types import Plan
+from toolchain.qat.external import follow
+if not follow():
+    if len(sys.argv) > 2:
+        from toolchain.qat.job import train
+        root = Path(sys.argv[2])
+        train(Plan.from_json(json.loads(Path(sys.argv[1]).read_text())), root / "work", root / "trained", device="cpu")
+    print("first")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_processes_of_torchrun_train_together(
+    plan: Plan, alone: Path, tmp_path: Path, trains: bool
+) -> None:
+    """The first runs the whole stage, the second only its part; where nothing is trained it ends as well."""
+    (tmp_path / "plan.json").write_text(json.dumps(over(plan, "fsdp2").to_json()))
+    (tmp_path / "script.py").write_text(EXTERNAL)
+    words = [str(tmp_path / name) for name in ("script.py", "plan.json")] + [str(tmp_path)] * trains
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [*torchrun, *words], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("first") == 1
+    if trains:
+        assert losses(tmp_path / "work") == pytest.approx(losses(alone / "work"), rel=TOLERANCE)
+        assert (tmp_path / "trained" / "model.safetensors").is_file()
 
 
 def test_progress_and_failures_pass_from_process_to_process(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import atomic_write_json
 from toolchain.core.progress import Progress, Silent
 from toolchain.plan.types import Plan
+from toolchain.qat import external
+from toolchain.qat.external import LOCAL_RANK, RANK, WORLD_SIZE
 from toolchain.qat.messages import Receiver, read_failure
-from toolchain.qat.worker import LOCAL_RANK, RANK, WORLD_SIZE
 
 DIRECTORY, LAUNCHER_LOG = "processes", "launcher.log"
 GRACE_S = 10.0
@@ -45,15 +46,28 @@ def launch(
 
     When one process ends early all are ended, and ToolchainError TC-257 has its last lines; an error of this toolchain
     is raised as it was in that process. However this function ends, no process is left: workers end when the pipe from
-    here does. UsageError TC-259 for more devices than there are.
+    here does. UsageError TC-259 for more devices than there are. Where another launcher started several processes
+    already, they train (``external.py``).
     """
     devices = plan.training.devices if plan.training else 1
     cuda = _require_devices(device, devices)
+    job = {
+        "plan": plan.to_json(),
+        "work": str(work.absolute()),
+        "device": "cuda" if cuda else "cpu",
+        "trust_remote_code": trust_remote_code,
+    }
+    if external.world() > 1:
+        from toolchain.qat.worker import run
+
+        external.lead(job, devices)
+        options: dict[str, Any] = {"device": job["device"], "trust_remote_code": trust_remote_code}
+        run(plan, work, progress=progress or Silent(), **options)
+        return
     directory = work / DIRECTORY
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    job = {"plan": plan.to_json(), "work": str(work.absolute()), "device": "cuda" if cuda else "cpu"}
-    atomic_write_json(directory / "job.json", {**job, "trust_remote_code": trust_remote_code})
+    atomic_write_json(directory / "job.json", job)
     atomic_write_json(directory / "accelerate.json", _settings(devices))
     with (directory / LAUNCHER_LOG).open("wb") as log, _sigterm_raises():
         process = _spawn(_command(directory, devices), log)
@@ -73,14 +87,8 @@ def _require_devices(name: str, devices: int) -> bool:
 
     from toolchain.modeling.loading import pick_device
 
-    if os.environ.get(RANK) is not None or os.environ.get(WORLD_SIZE) is not None:
-        raise UsageError(
-            "this is one of several processes already (RANK or WORLD_SIZE is set)",
-            hint="start one process with --devices N, which starts the others",
-            code="TC-259",
-        )
     cuda = pick_device(name).type == "cuda"
-    if cuda and torch.cuda.device_count() < devices:
+    if cuda and external.world() == 1 and torch.cuda.device_count() < devices:
         raise UsageError(
             f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices",
             hint=f"use --devices {torch.cuda.device_count()}, with more --accumulate for the same batch",

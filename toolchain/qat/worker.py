@@ -15,9 +15,8 @@ from typing import IO
 from toolchain.core.files import read_json
 from toolchain.core.progress import Progress, Silent
 from toolchain.plan.types import Plan
+from toolchain.qat.external import LOCAL_RANK, RANK
 from toolchain.qat.messages import Sender, write_failure
-
-RANK, LOCAL_RANK, WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
 
 
 def main(file: Path) -> int:
