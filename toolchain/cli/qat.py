@@ -84,6 +84,7 @@ def command(
     from toolchain.pipeline.engine import make_engine
     from toolchain.pipeline.planning import make_request_plan
     from toolchain.pipeline.request import EngineRequest
+    from toolchain.qat.external import follow
 
     values = _values(ctx, model, format_name, options, Terminal())
     request = EngineRequest(**values)
@@ -94,6 +95,8 @@ def command(
         emit(plan.to_json(), as_json, f"{render_plan(plan)}\n\nwould write {directory} and {repository}")
         if errors(plan.findings):
             ctx.exit(2)
+        return
+    if follow():  # one of several processes that torchrun or `accelerate launch` started, and not the first
         return
     result = make_engine(
         request, directory, repository, command=["toolchain", *sys.argv[1:]], force=force, progress=Terminal()
