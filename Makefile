@@ -1,5 +1,6 @@
 # `make engine` and `make test` need nothing but Python >= 3.11, make and a package index.
 #   make engine [MODEL=dir-or-hub-id] [FORMAT=nvfp4|fp8|int4_awq...] [GPU=cpu|h100|b200...] [TARGET=local|trtllm] [ARGS='--tp 4']
+#   make qat [MODEL=...] [FORMAT=...] [DATA=text or JSONL] [ARGS='--steps 200 --lora']
 # Without MODEL the demo MoE is trained first (build/demo-moe) and used.
 
 PYTHON ?= python3
@@ -17,16 +18,21 @@ SOURCE := $(MODEL)
 else
 SOURCE := $(DEMO)
 endif
+# What `make qat` trains on: the model's own calibration text, unless DATA says other.
+DATA ?= $(SOURCE)/calibration.jsonl
 # The name that `toolchain engine` gives by default (with options in ARGS it may differ: then say ENGINE=engines/...).
 BASE := $(if $(wildcard $(SOURCE)/.)$(if $(MODEL),,demo),$(notdir $(abspath $(SOURCE))),$(subst /,--,$(SOURCE)))
 NAME := $(shell printf %s "$(BASE)-$(FORMAT)$(if $(filter-out local,$(TARGET)),-$(TARGET)-$(GPU))" \
 	| tr A-Z a-z | sed 's/[^a-z0-9._-][^a-z0-9._-]*/-/g')
 ENGINE ?= engines/$(NAME)
 
-.PHONY: engine demo triton serve bench report test test-slow test-matrix lm-eval aiperf check docs goldens gpu-check tritonserver browser doctor clean help
+.PHONY: engine qat demo triton serve bench report test test-slow test-matrix lm-eval aiperf check docs goldens gpu-check tritonserver browser doctor clean help
 
 engine: $(READY) $(if $(MODEL),,demo) ## plan, quantize, verify, evaluate, build and render MODEL
 	$(TOOLCHAIN) engine "$(SOURCE)" --format $(FORMAT) --gpu $(GPU) --target $(TARGET) $(ARGS)
+
+qat: $(READY) $(if $(MODEL),,demo) ## train MODEL with fake quantization on DATA (distilled from itself), then as engine
+	$(TOOLCHAIN) qat "$(SOURCE)" --format $(FORMAT) --data "$(DATA)" --gpu $(GPU) --target $(TARGET) $(ARGS)
 
 demo: $(READY) ## train the demo MoE (about two minutes, once)
 	$(TOOLCHAIN) demo --output $(DEMO)

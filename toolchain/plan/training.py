@@ -9,6 +9,7 @@ from toolchain.core.findings import Finding
 from toolchain.core.roles import Role
 from toolchain.formats import FORMATS, get_format
 from toolchain.formats.base import same_stored
+from toolchain.models.prequantized import keeps_values
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.training_memory import (
     BASIS,
@@ -171,12 +172,10 @@ def _format_findings(
     """TC-191: what of the format, the recipe and the source cannot follow trained weights."""
     if not quantized:
         yield _error("TC-191", "--policy", "nothing of the model is quantized", "choose another policy")
-    if info.quantization:
-        message = (
-            "the source's weights are quantized already: trained ones have no place in its layout, and what is kept "
-            "packed is not trained"
-        )
-        yield _error("TC-191", info.source, message, "start from the BF16 release of the model")
+    packed = [name for name in plan.formats if info.scheme and keeps_values(info.scheme, name)]
+    if info.scheme and packed:
+        message = f"its {info.scheme.method} numbers become {', '.join(packed)} as they are: nothing of them is trained"
+        yield _error("TC-191", info.source, message, "start from the BF16 release, or use another --format")
     recipe = get_recipe(plan.recipe, get_format(plan.format))
     fixed = sorted(
         {
