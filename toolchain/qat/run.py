@@ -61,16 +61,18 @@ def train_rank(
     target = pick_device(device)
     source = resolve_model(plan.model)
     sequences = sequences or load_sequences(training, source, progress)
+    # FSDP2 moves each process's part to its device: whole models need not fit there.
+    held = "cpu" if training.devices > 1 and training.parallel == "fsdp2" else device
     with explained_memory(training):
         student = student or load_start(
-            plan, session.start, device=device, trust_remote_code=trust_remote_code, progress=progress
+            plan, session.start, device=held, trust_remote_code=trust_remote_code, progress=progress
         )
         prepare_student(student, progress)
         teacher = None
         if needs_teacher(training):
             teacher = load_teacher(
                 teacher_directory(training, source),
-                device=target,
+                device=pick_device(held),
                 trust_remote_code=trust_remote_code,
                 progress=progress,
             )
