@@ -111,9 +111,9 @@ class Interrupting(Notes):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_an_interrupted_training_ends_all_processes_and_goes_on(
-    plan: Plan, alone: Path, tmp_path: Path, parallel: str
+    plan: Plan, tmp_path: Path, parallel: str
 ) -> None:
-    """Whole weights, so that their moments are gathered and cut again, too."""
+    """Whole weights, whose moments are gathered and cut again; as one device does it without interruption."""
     several = over(training_plan(Path(plan.model)), parallel)
     work, output = tmp_path / "work", tmp_path / "trained"
     with pytest.raises(KeyboardInterrupt):
@@ -126,7 +126,7 @@ def test_an_interrupted_training_ends_all_processes_and_goes_on(
     notes = Notes()
     train(several, work, output, device="cpu", progress=notes)
     assert any("going on from" in line for line in notes.lines)
-    train(several, tmp_path / "whole", tmp_path / "other", device="cpu")
+    train(training_plan(Path(plan.model)), tmp_path / "whole", tmp_path / "other", device="cpu")
     assert losses(work) == pytest.approx(losses(tmp_path / "whole"), rel=TOLERANCE)
 
 
