@@ -101,6 +101,8 @@ def _context(release: Release, repo_id: str, forced: tuple[str, ...]) -> dict[st
         "verdict": release.verdict,
         "calibration": calibration,
         "calibration_name": bare((calibration or {}).get("source")),
+        "training": manifest.get("training"),
+        "training_name": bare(((manifest.get("training") or {}).get("data") or {}).get("sources")),
         "starved": release.quantization.get("starved_experts") or [],
         "remedy": release.quantization.get("starved_remedy"),
         "servings": servings(release, repo_id, algos or frozenset({str(manifest.get("quant_algo"))})),
