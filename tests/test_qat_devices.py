@@ -18,6 +18,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from tests.planning import with_calibration
 from tests.training import Notes, training_plan
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.plan.types import Plan
@@ -161,15 +162,15 @@ def begun(alone: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_an_error_of_a_process_is_raised_as_it_was_there(plan: Plan, tmp_path: Path) -> None:
-    """No start state: whatever ``load_start`` says in the worker."""
+def test_an_error_of_a_process_is_raised_as_it_was_there(plan: Plan, alone: Path, tmp_path: Path) -> None:
+    """A start state of other settings, as ``load_start`` says it in the worker."""
     from toolchain.qat.student import load_start
 
-    several = over(plan, "ddp")
+    other, work = with_calibration(over(plan, "ddp"), samples=9), begun(alone, tmp_path)
     with pytest.raises(ToolchainError) as here:
-        load_start(several, tmp_path / "work" / "start", device="cpu")
+        load_start(other, work / "start", device="cpu")
     with pytest.raises(ToolchainError) as there:
-        launch(several, tmp_path / "work", device="cpu")
+        launch(other, work, device="cpu")
     assert (there.value.message, there.value.code) == (here.value.message, here.value.code)
 
 
