@@ -10,7 +10,8 @@ import torch
 
 from tests.planning import plan_for
 from toolchain.checkpoint.reader import CheckpointReader
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.steps import Training
+from toolchain.plan.types import Plan
 from toolchain.qat.roles import trainable_parameters
 from toolchain.qat.student import Student
 

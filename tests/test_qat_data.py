@@ -15,7 +15,7 @@ import torch
 
 from tests.tiny import write_tokenizer
 from toolchain.core.errors import ToolchainError
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 from toolchain.qat.data import load_sequences
 
 END = 1

@@ -19,7 +19,7 @@ from toolchain.codecs import e2m1, get_codec
 from toolchain.core.errors import ToolchainError
 from toolchain.formats import FORMATS
 from toolchain.modeling.loading import load_checkpoint
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 from toolchain.qat.export import export_trained
 from toolchain.qat.job import train as run_training
 from toolchain.qat.learned_scales import (

@@ -17,7 +17,8 @@ from toolchain.checkpoint.reader import CheckpointReader
 from toolchain.core.errors import UsageError
 from toolchain.core.progress import Silent
 from toolchain.modeling.loading import load_checkpoint
-from toolchain.plan.types import Plan, Sparsity, Training
+from toolchain.plan.steps import Sparsity, Training
+from toolchain.plan.types import Plan
 from toolchain.qat.lora import add_lora, merge_lora, save_adapters
 from toolchain.qat.student import Student, make_student
 from toolchain.quantize.accuracy import Applied

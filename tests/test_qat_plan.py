@@ -20,8 +20,9 @@ from toolchain.models.types import ModelInfo
 from toolchain.pipeline.planning import make_request_plan
 from toolchain.pipeline.request import EngineRequest
 from toolchain.plan.planner import make_plan
+from toolchain.plan.steps import Training
 from toolchain.plan.training import plan_training
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.types import Plan
 
 GIB = 1024**3
 

@@ -16,7 +16,7 @@ from tests.training import Notes
 from toolchain.codecs import Calibrated, get_codec
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.formats import FORMATS
-from toolchain.plan.types import Sparsity, Training
+from toolchain.plan.steps import Sparsity, Training
 from toolchain.qat.roles import trainable_parameters
 from toolchain.qat.student import load_start, make_student, save_start
 from toolchain.quantize.job import calibrate

@@ -18,7 +18,8 @@ from toolchain.checkpoint.audit.sparsity import nonzero
 from toolchain.codecs import Calibrated, get_codec
 from toolchain.core.errors import ToolchainError
 from toolchain.formats import FORMATS, get_format
-from toolchain.plan.types import Plan, Sparsity
+from toolchain.plan.steps import Sparsity
+from toolchain.plan.types import Plan
 from toolchain.quantize import sparsity
 from toolchain.quantize.job import calibrate, quantize
 from toolchain.quantize.sparsity import hold_zeros, prune, pruned

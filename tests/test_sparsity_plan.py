@@ -18,7 +18,8 @@ from toolchain.models.reader import read_model
 from toolchain.pipeline.request import EngineRequest, read_spec
 from toolchain.pipeline.settings import quantize_settings
 from toolchain.plan.planner import make_plan
-from toolchain.plan.types import Calibration, Plan, Sparsity
+from toolchain.plan.steps import Sparsity
+from toolchain.plan.types import Calibration, Plan
 from toolchain.quantize.job import quantize
 
 Tiny = Callable[[str], Path]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.planning import TEXT, plan_for
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.steps import Training
+from toolchain.plan.types import Plan
 
 
 def training_plan(model: Path, format: str = "nvfp4", **options: Any) -> Plan:

@@ -12,7 +12,8 @@ from toolchain.auto.candidates import METHODS
 from toolchain.auto.cost import COSTS
 from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.plan.policy import CHOICES, PolicyOptions
-from toolchain.plan.types import Calibration, Sparsity
+from toolchain.plan.steps import Sparsity
+from toolchain.plan.types import Calibration
 from toolchain.quantize.streaming.executor import EXECUTORS, ExecutorOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -10,8 +10,9 @@ from toolchain.cli.options import stack
 from toolchain.cli.output import size, table
 from toolchain.core.roles import Role
 from toolchain.pipeline.training_request import LEARNING_RATE, LORA_LEARNING_RATE, LORA_RANK
+from toolchain.plan.steps import Training
 from toolchain.plan.training import METHODS, PARALLEL, PRECISIONS
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.types import Plan
 
 data_options = stack(
     click.option(

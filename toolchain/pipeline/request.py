@@ -15,7 +15,8 @@ from toolchain.evaluate.gates import Gates, option
 from toolchain.pipeline.training_request import TrainingRequest, read_training
 from toolchain.plan.policy import PolicyOptions
 from toolchain.plan.sparsity import sparsity_of
-from toolchain.plan.types import Calibration, Serving, Sparsity
+from toolchain.plan.steps import Sparsity
+from toolchain.plan.types import Calibration, Serving
 from toolchain.quantize.streaming.executor import ExecutorOptions
 from toolchain.recipes import is_recipe_file
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from toolchain.core.errors import UsageError
 from toolchain.evaluate.gates import option
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 
 LORA_RANK = 16
 LEARNING_RATE, LORA_LEARNING_RATE = 1e-5, 1e-4

@@ -23,7 +23,8 @@ from toolchain.plan.parallel import COUNTS
 from toolchain.plan.policy import CUSTOM, Policy, PolicyOptions, default_policy, get_policy
 from toolchain.plan.rules import policy_findings
 from toolchain.plan.sparsity import sparsity_findings, with_sparsity
-from toolchain.plan.types import Calibration, Plan, Serving, Sparsity
+from toolchain.plan.steps import Sparsity
+from toolchain.plan.types import Calibration, Plan, Serving
 from toolchain.recipes import Recipe, get_recipe
 from toolchain.targets import Target, get_target, parse_version
 

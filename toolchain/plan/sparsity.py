@@ -13,7 +13,8 @@ from toolchain.formats.base import DTYPE_BYTES, Format
 from toolchain.models.prequantized import keeps_values
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.choices import Choices
-from toolchain.plan.types import Estimates, Sparsity
+from toolchain.plan.steps import Sparsity
+from toolchain.plan.types import Estimates
 from toolchain.recipes import GRAM_BUDGET_BYTES, Recipe
 from toolchain.targets.base import PartKind, Target
 from toolchain.targets.sparsity import check_sparsity

@@ -11,6 +11,7 @@ from toolchain.formats import FORMATS, get_format
 from toolchain.formats.base import same_stored
 from toolchain.models.prequantized import keeps_values
 from toolchain.models.types import LinearInfo, ModelInfo
+from toolchain.plan.steps import Training
 from toolchain.plan.training_memory import (
     BASIS,
     fitting,
@@ -20,7 +21,7 @@ from toolchain.plan.training_memory import (
     training_disk,
     training_memory,
 )
-from toolchain.plan.types import SOURCE_DTYPE, Plan, Training
+from toolchain.plan.types import SOURCE_DTYPE, Plan
 from toolchain.recipes import INGREDIENTS, get_recipe
 
 METHODS, PRECISIONS, PARALLEL = ("qad", "qat"), ("bf16", "fp32"), ("ddp", "fsdp2")

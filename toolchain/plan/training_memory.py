@@ -10,7 +10,8 @@ from toolchain.core.roles import Role
 from toolchain.formats.base import DTYPE_BYTES
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.memory import mlp_width
-from toolchain.plan.types import Serving, Training
+from toolchain.plan.steps import Training
+from toolchain.plan.types import Serving
 
 F32 = DTYPE_BYTES["F32"]
 MOMENTS = 2

@@ -21,7 +21,7 @@ from toolchain.data.overlap import KEPT_TRAINED, copied_fraction, sketch
 from toolchain.data.tokenized import tokenizer_hash
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.models.config import read_config, text_config
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 from toolchain.qat.documents import Document, Pile, tokenized
 
 MOST_COPIED = 0.05

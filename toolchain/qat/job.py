@@ -14,7 +14,8 @@ from toolchain.core.files import refuse_occupied, refuse_to_replace_source
 from toolchain.core.progress import Progress, Silent
 from toolchain.modeling.loading import pick_device
 from toolchain.models.reader import resolve_model
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.steps import Training
+from toolchain.plan.types import Plan
 from toolchain.qat.data import Sequences, load_sequences
 from toolchain.qat.heldout import Judged, measure_held_out
 from toolchain.qat.record import deciding_metric, make_record, tell

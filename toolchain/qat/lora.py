@@ -25,7 +25,7 @@ from toolchain.checkpoint.source import open_source
 from toolchain.core.errors import UsageError
 from toolchain.core.files import atomic_write_json
 from toolchain.core.roles import Role
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 from toolchain.qat.roles import trainable_parameters
 from toolchain.qat.student import Student
 

@@ -9,7 +9,7 @@ import torch
 
 from toolchain.core.environment import package_versions, peak_memory_bytes
 from toolchain.core.progress import Progress
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 from toolchain.qat.session import Session
 from toolchain.qat.teacher import needs_teacher
 

@@ -15,7 +15,8 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress, Silent
 from toolchain.modeling.loading import pick_device, quiet_transformers
 from toolchain.models.reader import resolve_model
-from toolchain.plan.types import Plan, Training
+from toolchain.plan.steps import Training
+from toolchain.plan.types import Plan
 from toolchain.qat.data import Sequences, load_sequences
 from toolchain.qat.metrics import Recorder, tensorboard
 from toolchain.qat.roles import trainable_parameters

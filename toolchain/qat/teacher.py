@@ -13,7 +13,7 @@ from toolchain.core.progress import Progress, Silent
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.modeling.loading import load_source
 from toolchain.models.reader import resolve_model
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 
 PROBE = "The 12,345th  naïve test:\n\tdéjà vu — 東京 и Москва; x = [0.5, -1e-3]  # don't\r\n🙂 مرحبا\n\n"
 """Text on which tokenizers of one vocabulary differ when they split or normalize differently."""

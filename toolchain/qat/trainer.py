@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from toolchain.core.errors import ToolchainError
 from toolchain.core.roles import Role
-from toolchain.plan.types import Training
+from toolchain.plan.steps import Training
 from toolchain.qat.checkpointing import SafeCheckpoints
 from toolchain.qat.devices import FSDP2, AcrossDevices
 from toolchain.qat.heldout import Judged, measure_held_out

@@ -18,7 +18,7 @@ from toolchain.core.files import read_json
 from toolchain.core.findings import Finding
 from toolchain.core.progress import Progress
 from toolchain.formats import Format
-from toolchain.plan.types import Sparsity
+from toolchain.plan.steps import Sparsity
 
 if TYPE_CHECKING:
     import torch

@@ -164,7 +164,7 @@ CODES: dict[str, tuple[str, str]] = {
     "TC-259": (
         "Training over several devices cannot start",
         "One process per device is started on this machine, with --devices as many as there are. Inside accelerate "
-        "launch, torchrun or srun the number of processes must be that of --devices.",
+        "launch or torchrun (under srun: start torchrun) the number of processes must be that of --devices.",
     ),
     "TC-262": (
         "A checkpoint that says it is 2:4 sparse is not",
