@@ -1,19 +1,21 @@
 """What training under fake quantization gives back, and how much of it is mere extra training, on the demo model.
 
-    python -m benchmarks.qat run [--formats nvfp4 int4_awq] [--steps 400] [--seeds 1]
+    python -m benchmarks.qat run [--formats nvfp4 int4_awq] [--steps 400]
     python -m benchmarks.qat table
 
-Every engine is made by the command itself (``toolchain engine``, ``toolchain qat``); its written bytes are loaded again
-and judged on the demo's evaluation text, which neither the demo's own training nor this one has seen. Rows:
+Every engine is made by the commands themselves (``toolchain engine``, ``toolchain qat``); its written bytes are loaded
+again and judged on those documents of the demo's evaluation text that share nothing with its training text (modules of
+the standard library copy from each other). Rows:
 
 - ``ptq``: the format's default recipe, nothing trained;
-- ``qad``: distilled from the unquantized model; ``qat``: next-token cross entropy; ``qad-lora``: by adapters;
+- ``qad``: distilled from the unquantized model; ``qad-lora``: by adapters; ``qat``: next-token cross entropy;
 - ``control``: the *unquantized* model trained on the same text, in the same order, with the same steps and learning
-  rate, by next-token cross entropy. What it gains in perplexity is what the text gives to any model, and its KL is how
-  far the same steps carry a model that had nothing to recover. (Distilled from itself it does not move: its KL and its
-  gradient are zero.)
+  rate, by next-token cross entropy. What it gains in perplexity is what the text gives to any model, and its
+  KL is how far these steps carry a model that had nothing to recover. (Distilled from itself it would not move: its KL
+  and its gradient are zero.)
 
-KL is that of the unquantized, untouched model to the row's model, in nats per token.
+KL is that of the unquantized, untouched model to the row's model, in nats per token. ``minutes`` is the whole command:
+calibration, training, export, audit, evaluation, repository.
 """
 
 from __future__ import annotations
@@ -24,111 +26,141 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "qat.json"
-SETTINGS = ("--length", "128", "--batch-size", "8", "--evaluate-every", "50")
+TRAINED = ("routed_expert", "attention", "norm", "lm_head")
+MATRICES = ("routed_expert", "attention")
+"""What adapters are put on."""
 METHODS: dict[str, tuple[str, ...]] = {
     "qad": ("--method", "qad"),
-    "qat": ("--method", "qat"),
     "qad-lora": ("--method", "qad", "--lora"),
+    "qat": ("--method", "qat"),
 }
+MOST_COPIED = 0.01
+"""Largest share of a document's runs of 32 tokens that may stand in the training text, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    model: Path
+    place: Path
+    """Where engines are made."""
+    steps: int
+    learning_rate: float
+    lora_learning_rate: float
+    eval_tokens: int
+    seed: int = 0
+
+    @property
+    def train_text(self) -> Path:
+        return self.model / "calibration.jsonl"
+
+    @property
+    def text(self) -> Path:
+        return self.place / "unseen.jsonl"
 
 
 def toolchain(*arguments: str) -> float:
     """Run the command; returns its seconds."""
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "toolchain.cli.main", *arguments, "--json"], check=True, cwd=ROOT,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    command = [sys.executable, "-m", "toolchain.cli.main", *arguments, "--json"]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return round(time.monotonic() - started, 1)
 
 
-def measure(
-    model: Path, format_name: str, options: argparse.Namespace, seed: int, place: Path
-) -> list[dict[str, Any]]:
-    """All rows of one format."""
-    ptq = place / f"{format_name}-ptq"
-    common = ("--eval-tokens", str(options.eval_tokens))
-    seconds = toolchain("engine", str(model), "--format", format_name, "--output", str(ptq), *common)
-    rows = [
-        {"format": format_name, "row": "ptq", "seed": seed, "seconds": seconds, **judge(ptq, model, options)}
+def write_unseen(run: Run) -> int:
+    """The evaluation documents of which nothing is copied from the training text; returns how many."""
+    from transformers import AutoTokenizer
+
+    from toolchain.data.overlap import copied_fraction
+
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+
+    def read(path: Path) -> list[tuple[str, np.ndarray]]:
+        texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+        return [(text, np.asarray(tokenizer(text, add_special_tokens=False).input_ids)) for text in texts]
+
+    known = [ids for _, ids in read(run.train_text)]
+    kept = [
+        text
+        for text, ids in read(run.model / "evaluation.jsonl")
+        if len(ids) >= 32 and copied_fraction(known, ids) <= MOST_COPIED
     ]
+    run.text.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))
+    return len(kept)
+
+
+def measure(run: Run, format_name: str) -> list[dict[str, Any]]:
+    """All rows of one format."""
+    judged = ("--eval-tokens", str(run.eval_tokens), "--eval-data", str(run.text))
+    ptq = run.place / f"{format_name}-ptq"
+    seconds = toolchain("engine", str(run.model), "--format", format_name, "--output", str(ptq), *judged)
+    rows = [{"format": format_name, "row": "ptq", "seconds": seconds, **judge(run, ptq)}]
+    print(json.dumps(rows[-1]), flush=True)
     for name, method in METHODS.items():
-        engine = place / f"{format_name}-{name}-{seed}"
-        rate = options.lora_learning_rate if "--lora" in method else options.learning_rate
+        lora = "--lora" in method
+        roles = [part for role in (MATRICES if lora else TRAINED) for part in ("--train", role)]
+        rate = run.lora_learning_rate if lora else run.learning_rate
+        engine = run.place / f"{format_name}-{name}"
         seconds = toolchain(
-            "qat", str(ptq), "--data", str(model / "calibration.jsonl"), "--output", str(engine), *method, *SETTINGS,
-            "--steps", str(options.steps), "--learning-rate", str(rate), "--seed", str(seed), *common,
+            "qat", str(ptq), "--data", str(run.train_text), "--output", str(engine), *method, *roles, *judged,
+            "--steps", str(run.steps), "--learning-rate", str(rate), "--seed", str(run.seed), "--patience", "0",
         )  # fmt: skip
-        rows.append(
-            {
-                "format": format_name,
-                "row": name,
-                "seed": seed,
-                "seconds": seconds,
-                **judge(engine, model, options),
-            }
-        )
+        rows.append({"format": format_name, "row": name, "seconds": seconds, **judge(run, engine)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def judge(engine: Path, model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The written bytes on the evaluation text."""
+def judge(run: Run, engine: Path) -> dict[str, Any]:
+    """The written bytes on the unseen text, by the training's own measure and as ``toolchain evaluate`` found it."""
     import torch
 
     from toolchain.modeling.loading import load_checkpoint, load_source
     from toolchain.qat.heldout import Judged, measure_held_out
 
     cpu = torch.device("cpu")
-    student, teacher = load_checkpoint(engine / "checkpoint", device=cpu), load_source(model, device=cpu)
-    sequences = evaluation(model, options)
+    student = load_checkpoint(engine / "checkpoint", device=cpu, dtype=torch.float32)
+    teacher = load_source(run.model, device=cpu, dtype=torch.float32)
     figures = measure_held_out(
-        Judged(run=student, inner=student), Judged(run=teacher, inner=teacher), sequences, device=cpu
+        Judged(run=student, inner=student), Judged(run=teacher, inner=teacher), sequences(run), device=cpu
     )
     metrics = json.loads((engine / "metrics.json").read_text())
-    manifest = json.loads((engine / "checkpoint" / "quantize.json").read_text())
-    training = manifest.get("training") or {}
+    training = json.loads((engine / "checkpoint" / "quantize.json").read_text()).get("training") or {}
+    told = ("steps", "best_step", "tokens", "seconds", "stopped", "improved")
+    kept = ("kl_mean", "ppl", "baseline_ppl", "router_agreement", "top1_agreement", "tokens")
     return {
         **figures,
-        "interval": {name: metrics["intervals"].get(name) for name in ("kl_mean", "router_agreement")},
-        "metrics": {
-            name: metrics.get(name) for name in ("kl_mean", "ppl", "baseline_ppl", "router_agreement")
-        },
-        "training": {
-            key: training.get(key) for key in ("steps", "best_step", "tokens", "seconds", "stopped")
-        },
-        "audit": json.loads((engine / "verify.json").read_text()).get("passed"),
+        "evaluate": {name: metrics.get(name) for name in kept},
+        "intervals": {name: metrics["intervals"].get(name) for name in kept if name in metrics["intervals"]},
+        "training": {key: training.get(key) for key in told},
     }
 
 
-def evaluation(model: Path, options: argparse.Namespace) -> Any:
-    """int64 [n, 512] of the evaluation text."""
+def sequences(run: Run) -> Any:
+    """int64 [n, 512] of the unseen text."""
+    from toolchain.core.progress import Silent
     from toolchain.plan.steps import Training
     from toolchain.qat.data import load_sequences
 
-    training = Training(
-        data=(str(model / "calibration.jsonl"),), held_out=(str(model / "evaluation.jsonl"),), length_tokens=512,
-        held_out_tokens=options.eval_tokens,
-    )  # fmt: skip
-    from toolchain.core.progress import Silent
-
-    return load_sequences(training, model, Silent()).held_out
+    asked = Training(data=(str(run.train_text),), held_out=(str(run.text),), held_out_tokens=run.eval_tokens)
+    return load_sequences(asked, run.model, Silent()).held_out
 
 
-def control(engine: Path, model: Path, options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The unquantized model trained as ``engine`` was, judged on the evaluation text."""
+def control(run: Run, engine: Path) -> dict[str, Any]:
+    """The unquantized model trained as ``engine`` was."""
     from toolchain.plan.types import Plan
     from toolchain.qat.control import train_control
 
     plan = Plan.from_json(json.loads((engine / "plan.json").read_text()))
-    assert plan.training is not None
-    training = replace(
-        plan.training, held_out=(str(model / "evaluation.jsonl"),), held_out_tokens=options.eval_tokens
-    )
+    if plan.training is None:
+        raise SystemExit(f"{engine} was not trained")
+    training = replace(plan.training, held_out=(str(run.text),), held_out_tokens=run.eval_tokens)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
         done = train_control(replace(plan, training=training), Path(work), device="cpu")
@@ -136,7 +168,6 @@ def control(engine: Path, model: Path, options: argparse.Namespace, seed: int) -
     return {
         "format": "source",
         "row": "control",
-        "seed": seed,
         "seconds": seconds,
         "before": done["before"],
         **done["after"],
@@ -145,42 +176,44 @@ def control(engine: Path, model: Path, options: argparse.Namespace, seed: int) -
 
 def render(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| format | what | KL x 1000 | share of the PTQ gap closed | router agreement | perplexity | minutes |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| format | what | KL x 1000 | of the gap closed | router agreement | perplexity | minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
     start = {row["format"]: row for row in rows if row["row"] == "ptq"}
-    source = next((row["before"]["ppl"] for row in rows if row["row"] == "control"), None)
-    if source is not None:
-        lines.append(f"| source | untouched | 0 | | | {source:.3f} | |")
+    lines += [
+        f"| source | untouched | 0 | | | {row['before']['ppl']:.2f} | |"
+        for row in rows
+        if row["row"] == "control"
+    ]
     for row in rows:
         gap = start.get(row["format"])
-        closed = f"{1 - row['kl'] / gap['kl']:.0%}" if gap is not None and row["row"] != "ptq" else ""
+        closed = f"{1 - row['kl'] / gap['kl']:.0%}" if gap is not None and row is not gap else ""
         lines.append(
             f"| {row['format']} | {row['row']} | {1000 * row['kl']:.2f} | {closed} | {row['router']:.2%} | "
-            f"{row['ppl']:.3f} | {row['seconds'] / 60:.1f} |"
+            f"{row['ppl']:.2f} | {row['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)
 
 
-def run(options: argparse.Namespace) -> None:
+def run_all(options: argparse.Namespace) -> None:
     from toolchain.core.environment import package_versions
     from toolchain.core.files import atomic_write_json
 
-    model = options.model.resolve()
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
-        for seed in range(options.seeds):
-            for format_name in options.formats:
-                rows += measure(model, format_name, options, seed, Path(place))
-            trained = Path(place) / f"{options.formats[0]}-qat-{seed}"
-            rows.append(control(trained, model, options, seed))
-            print(json.dumps(rows[-1]), flush=True)
-    asked = {
-        name: str(value) for name, value in vars(options).items() if name not in ("model", "output", "action")
-    }
+        run = Run(
+            model=options.model.resolve(), place=Path(place), steps=options.steps, eval_tokens=options.eval_tokens,
+            learning_rate=options.learning_rate, lora_learning_rate=options.lora_learning_rate,
+        )  # fmt: skip
+        documents = write_unseen(run)
+        rows = [row for format_name in options.formats for row in measure(run, format_name)]
+        rows.append(control(run, run.place / f"{options.formats[0]}-qat"))
+        settings = {
+            "steps": run.steps, "learning_rate": run.learning_rate, "lora_learning_rate": run.lora_learning_rate,
+            "roles": TRAINED, "documents": documents, "eval_tokens": run.eval_tokens,
+        }  # fmt: skip
     atomic_write_json(
         options.output,
-        {"model": model.name, "settings": asked, "rows": rows, "versions": package_versions()},
+        {"model": run.model.name, "settings": settings, "rows": rows, "versions": package_versions()},
     )
     print(render(rows))
 
@@ -193,10 +226,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "build" / "demo-moe")
     parser.add_argument("--formats", nargs="+", default=["nvfp4", "int4_awq"])
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--lora-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--eval-tokens", type=int, default=16_384)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--lora-learning-rate", type=float, default=2e-3)
+    parser.add_argument("--eval-tokens", type=int, default=32_768)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.action == "table":
@@ -204,7 +236,7 @@ def main() -> None:
         return
     if not (options.model / "evaluation.jsonl").is_file():
         parser.error(f"{options.model} has no evaluation.jsonl: run `make demo` first")
-    run(options)
+    run_all(options)
 
 
 if __name__ == "__main__":
