@@ -10,6 +10,8 @@ Qwen3-MoE of 90M parameters is made. For each format, with its own recipe and an
   matmuls round differently, so weights must be equal bit for bit and input scales within 2 %. Not asked of recipes that
   search by output error (AWQ, GPTQ, SmoothQuant).
 * The checkpoint made on CUDA passes the audit, and runs on CUDA and on the CPU: logits are compared in float32.
+* Training (QAD, three steps, NVFP4 and INT4): losses of both devices in float32, then in bf16 on CUDA; the trained
+  checkpoint passes its audit against the trained weights.
 * Seconds of calibration, export and of one forward pass, and peak GPU memory.
 """
 
@@ -137,6 +139,64 @@ def check_format(source: Path, format_name: str, device: str, folder: Path) -> d
     }
 
 
+LOSS_TOLERANCE = 0.02
+"""Relative, between devices: routers that a rounding tips send a token elsewhere."""
+
+
+def check_training(source: Path, format_name: str, device: str, folder: Path) -> dict[str, Any]:
+    """Three steps of distillation on ``device`` and on the CPU, from the same calibration text."""
+    from dataclasses import replace
+
+    import torch
+
+    from toolchain.checkpoint.audit import audit
+    from toolchain.models.reader import read_model
+    from toolchain.plan.planner import make_plan, require_clean
+    from toolchain.plan.steps import Training
+    from toolchain.plan.types import Calibration
+    from toolchain.qat.export import export_trained
+    from toolchain.qat.job import train
+
+    calibration = Calibration(data="", samples=8, length_tokens=256)
+    plan = require_clean(make_plan(read_model(str(source)), format=format_name, calibration=calibration))
+    asked = Training(
+        data=(str(source / "calibration.jsonl"),), steps=3, evaluate_every=2, length_tokens=256, batch_size=4,
+        held_out_tokens=2048, patience=0, precision="fp32",
+    )  # fmt: skip
+
+    def losses(name: str, place: str, training: Training) -> tuple[Path, list[float]]:
+        work, output = folder / f"{format_name}-{name}-work", folder / f"{format_name}-{name}"
+        train(replace(plan, training=training), work, output, device=place)
+        lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+        return output, [line["loss"] for line in lines if line["kind"] == "step"]
+
+    _, reference = losses("train-cpu", "cpu", asked)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    started = time.monotonic()
+    trained, found = losses("train-here", device, asked)
+    seconds = time.monotonic() - started
+    half = replace(asked, precision="bf16")
+    _, in_bf16 = losses("train-bf16", device, half)
+    checkpoint = folder / f"{format_name}-trained"
+    export_trained(replace(plan, training=asked), trained, checkpoint, device=device)
+    verdict = audit(checkpoint, against=trained)
+    problems = [str(finding) for finding in verdict.findings if not verdict.passed]
+    pairs = zip(reference, found, strict=True)
+    worst = max(abs(one - other) / one for one, other in pairs)
+    if worst > LOSS_TOLERANCE:
+        problems.append(f"losses differ by {worst:.1%} between the devices: {reference} and {found}")
+    return {
+        "losses_cpu": reference,
+        "losses": found,
+        "losses_bf16": in_bf16,
+        "worst_loss_difference": worst,
+        "seconds": round(seconds, 2),
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if device.startswith("cuda") else None,
+        "problems": problems,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,7 +225,16 @@ def main() -> int:
         for format_name in (item.name for item in FORMATS):
             result["formats"][format_name] = check_format(source, format_name, options.device, Path(folder))
             print(format_name, json.dumps(result["formats"][format_name]), flush=True)
-    failed = [name for name, found in result["formats"].items() if found["problems"]]
+        result["training"] = {}
+        for format_name in ("nvfp4", "int4_awq"):
+            found = check_training(source, format_name, options.device, Path(folder))
+            result["training"][format_name] = found
+            print("training", format_name, json.dumps(found), flush=True)
+    every = [
+        *result["formats"].items(),
+        *(("training " + name, it) for name, it in result["training"].items()),
+    ]
+    failed = [name for name, found in every if found["problems"]]
     result["passed"] = not failed
     options.output.mkdir(parents=True, exist_ok=True)
     target = options.output / f"gpu-{name.lower().replace(' ', '-')}.json"
