@@ -34,7 +34,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "qat.json"
-TRAINED = ("routed_expert", "attention", "norm", "lm_head")
+TRAINED = ("routed_expert", "attention", "norm", "embedding", "lm_head")
+"""Everything but the routers."""
 MATRICES = ("routed_expert", "attention")
 """What adapters are put on."""
 METHODS: dict[str, tuple[str, ...]] = {
@@ -96,25 +97,31 @@ def write_unseen(run: Run) -> int:
     return len(kept)
 
 
-def measure(run: Run, format_name: str) -> list[dict[str, Any]]:
-    """All rows of one format."""
-    judged = ("--eval-tokens", str(run.eval_tokens), "--eval-data", str(run.text))
-    ptq = run.place / f"{format_name}-ptq"
-    seconds = toolchain("engine", str(run.model), "--format", format_name, "--output", str(ptq), *judged)
-    rows = [{"format": format_name, "row": "ptq", "seconds": seconds, **judge(run, ptq)}]
-    print(json.dumps(rows[-1]), flush=True)
-    for name, method in METHODS.items():
-        lora = "--lora" in method
-        roles = [part for role in (MATRICES if lora else TRAINED) for part in ("--train", role)]
-        rate = run.lora_learning_rate if lora else run.learning_rate
-        engine = run.place / f"{format_name}-{name}"
-        seconds = toolchain(
-            "qat", str(ptq), "--data", str(run.train_text), "--output", str(engine), *method, *roles, *judged,
-            "--steps", str(run.steps), "--learning-rate", str(rate), "--seed", str(run.seed), "--patience", "0",
-        )  # fmt: skip
-        rows.append({"format": format_name, "row": name, "seconds": seconds, **judge(run, engine)})
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+def quantize(run: Run, format_name: str) -> dict[str, Any]:
+    """The row of the format without training."""
+    engine = run.place / f"{format_name}-ptq"
+    seconds = toolchain(
+        "engine", str(run.model), "--format", format_name, "--output", str(engine), *judging(run)
+    )
+    return {"format": format_name, "row": "ptq", "seconds": seconds, **judge(run, engine)}
+
+
+def train(run: Run, format_name: str, name: str) -> dict[str, Any]:
+    """The row of one method, from the engine of ``quantize``."""
+    method = METHODS[name]
+    lora = "--lora" in method
+    roles = [part for role in (MATRICES if lora else TRAINED) for part in ("--train", role)]
+    rate = run.lora_learning_rate if lora else run.learning_rate
+    start, engine = run.place / f"{format_name}-ptq", run.place / f"{format_name}-{name}"
+    seconds = toolchain(
+        "qat", str(start), "--data", str(run.train_text), "--output", str(engine), *method, *roles, *judging(run),
+        "--steps", str(run.steps), "--learning-rate", str(rate), "--seed", str(run.seed), "--patience", "0",
+    )  # fmt: skip
+    return {"format": format_name, "row": name, "seconds": seconds, **judge(run, engine)}
+
+
+def judging(run: Run) -> tuple[str, ...]:
+    return ("--eval-tokens", str(run.eval_tokens), "--eval-data", str(run.text))
 
 
 def judge(run: Run, engine: Path) -> dict[str, Any]:
@@ -185,7 +192,9 @@ def render(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["row"] == "control"
     ]
-    for row in rows:
+    order = {name: index for index, name in enumerate(["ptq", *METHODS, "control"])}
+    formats = [*dict.fromkeys(row["format"] for row in rows if row["row"] != "control"), "source"]
+    for row in sorted(rows, key=lambda row: (formats.index(row["format"]), order[row["row"]])):
         gap = start.get(row["format"])
         closed = f"{1 - row['kl'] / gap['kl']:.0%}" if gap is not None and row is not gap else ""
         lines.append(
@@ -196,26 +205,44 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def run_all(options: argparse.Namespace) -> None:
-    from toolchain.core.environment import package_versions
-    from toolchain.core.files import atomic_write_json
-
+    """Row by row into the result file, those that the question is about first."""
     with tempfile.TemporaryDirectory() as place:
         run = Run(
             model=options.model.resolve(), place=Path(place), steps=options.steps, eval_tokens=options.eval_tokens,
             learning_rate=options.learning_rate, lora_learning_rate=options.lora_learning_rate,
         )  # fmt: skip
-        documents = write_unseen(run)
-        rows = [row for format_name in options.formats for row in measure(run, format_name)]
-        rows.append(control(run, run.place / f"{options.formats[0]}-qat"))
         settings = {
             "steps": run.steps, "learning_rate": run.learning_rate, "lora_learning_rate": run.lora_learning_rate,
-            "roles": TRAINED, "documents": documents, "eval_tokens": run.eval_tokens,
+            "roles": TRAINED, "lora_roles": MATRICES, "documents": write_unseen(run), "eval_tokens": run.eval_tokens,
         }  # fmt: skip
-    atomic_write_json(
-        options.output,
-        {"model": run.model.name, "settings": settings, "rows": rows, "versions": package_versions()},
-    )
+        rows: list[dict[str, Any]] = []
+        for format_name in options.formats:
+            keep(options, settings, rows, quantize(run, format_name))
+            keep(options, settings, rows, train(run, format_name, "qad"))
+        keep(options, settings, rows, train(run, options.formats[0], "qat"))
+        keep(options, settings, rows, control(run, run.place / f"{options.formats[0]}-qat"))
+        for format_name in options.formats:
+            for name in METHODS:
+                if not any(row["format"] == format_name and row["row"] == name for row in rows):
+                    keep(options, settings, rows, train(run, format_name, name))
     print(render(rows))
+
+
+def keep(
+    options: argparse.Namespace, settings: dict[str, Any], rows: list[dict[str, Any]], row: dict[str, Any]
+) -> None:
+    from toolchain.core.environment import package_versions
+    from toolchain.core.files import atomic_write_json
+
+    rows.append(row)
+    print(json.dumps(row), flush=True)
+    document = {
+        "model": options.model.name,
+        "settings": settings,
+        "rows": rows,
+        "versions": package_versions(),
+    }
+    atomic_write_json(options.output, document)
 
 
 def main() -> None:
@@ -226,9 +253,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "build" / "demo-moe")
     parser.add_argument("--formats", nargs="+", default=["nvfp4", "int4_awq"])
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--lora-learning-rate", type=float, default=2e-3)
-    parser.add_argument("--eval-tokens", type=int, default=32_768)
+    parser.add_argument("--eval-tokens", type=int, default=16_384)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.action == "table":
