@@ -17,9 +17,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The parsed config.json of a directory. UsageError: TC-013 absent, TC-014 without an architecture."""
     path = directory / "config.json"
     if not path.is_file():
-        there = ", ".join(sorted(item.name for item in directory.iterdir())[:5])
+        names = sorted(item.name for item in directory.iterdir())[:5] if directory.is_dir() else []
+        there = f"it holds {', '.join(names)}" if names else "nothing is there"
         raise UsageError(
-            f"{directory} has no config.json (it holds {there})",
+            f"{directory} has no config.json ({there})",
             hint="give a Hugging Face model directory, or a hub id such as Qwen/Qwen3-30B-A3B",
             code="TC-013",
         )
