@@ -1,6 +1,6 @@
 """What training under fake quantization gives back, and how much of it is mere extra training, on the demo model.
 
-    python -m benchmarks.qat run [--formats nvfp4 int4_awq]
+    python -m benchmarks.qat run [--formats int4_awq nvfp4]
     python -m benchmarks.qat table
 
 Every engine is made by the commands themselves (``toolchain engine``, ``toolchain qat``); its written bytes are loaded
@@ -9,7 +9,7 @@ the standard library copy from each other). Rows:
 
 - ``ptq``: the format's default recipe, nothing trained;
 - ``qad``: distilled from the unquantized model; ``qad-lora``: by adapters; ``qat``: next-token cross entropy;
-- ``control``, beside ``qat`` of the last format: the *unquantized* model trained on the same text, in the same order,
+- ``control``, beside ``qat`` of the first format: the *unquantized* model trained on the same text, in the same order,
   with the same steps and learning rate, by next-token cross entropy. What it gains in perplexity is what the text gives
   to any model, and its KL is how far these steps carry a model that had nothing to recover. (Distilled from itself it
   would not move: its KL and its gradient are zero.)
@@ -34,16 +34,19 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "qat.json"
-TRAINED = ("routed_expert", "attention", "norm", "embedding", "lm_head")
-"""Everything but the routers."""
+TRAINED = ("routed_expert", "attention", "norm", "lm_head")
 MATRICES = ("routed_expert", "attention")
 """What adapters are put on."""
+LENGTH = 128
 SETTINGS = (
-    "--length", "512", "--batch-size", "2", "--evaluate-every", "300", "--held-out-tokens", "8192", "--patience", "0",
+    "--length", str(LENGTH), "--batch-size", "8", "--evaluate-every", "300", "--held-out-tokens", "8192",
+    "--patience", "0",
 )  # fmt: skip
-STEPS = {"nvfp4": 3000}
-"""Where rounded activations make most of the gap, training has to find weights that bear them: more steps."""
-OTHER_STEPS = 600
+AMOUNTS = {"nvfp4": (800, 4e-4)}
+"""Format -> steps and learning rate. Where rounded activations make most of the gap, training has to find weights that
+bear them, which takes longer than finding weights that lie well on the grid."""
+OTHER_AMOUNT = (400, 2e-4)
+LORA_RATE = 1e-3
 METHODS: dict[str, tuple[str, ...]] = {
     "qad": ("--method", "qad"),
     "qad-lora": ("--method", "qad", "--lora"),
@@ -58,8 +61,6 @@ class Run:
     model: Path
     place: Path
     """Where engines are made."""
-    learning_rate: float
-    lora_learning_rate: float
     eval_tokens: int
     seed: int = 0
 
@@ -118,18 +119,18 @@ def train(run: Run, format_name: str, name: str) -> dict[str, Any]:
     method = METHODS[name]
     lora = "--lora" in method
     roles = [part for role in (MATRICES if lora else TRAINED) for part in ("--train", role)]
-    rate = run.lora_learning_rate if lora else run.learning_rate
+    steps, rate = amount(format_name)
     start, engine = run.place / f"{format_name}-ptq", run.place / f"{format_name}-{name}"
     seconds = toolchain(
         "qat", str(start), "--data", str(run.train_text), "--output", str(engine), *method, *roles, *judging(run),
-        *SETTINGS, "--steps", str(steps_of(format_name)), "--learning-rate", str(rate), "--seed", str(run.seed),
+        *SETTINGS, "--steps", str(steps), "--learning-rate", str(LORA_RATE if lora else rate), "--seed", str(run.seed),
         *(["--learned-scales"] if get_format(format_name).learned_scales and not lora else []),
     )  # fmt: skip
     return {"format": format_name, "row": name, "seconds": seconds, **judge(run, engine)}
 
 
-def steps_of(format_name: str) -> int:
-    return STEPS.get(format_name, OTHER_STEPS)
+def amount(format_name: str) -> tuple[int, float]:
+    return AMOUNTS.get(format_name, OTHER_AMOUNT)
 
 
 def judging(run: Run) -> tuple[str, ...]:
@@ -162,12 +163,14 @@ def judge(run: Run, engine: Path) -> dict[str, Any]:
 
 
 def sequences(run: Run) -> Any:
-    """int64 [n, 512] of the unseen text."""
+    """int64 [n, LENGTH] of the unseen text."""
     from toolchain.core.progress import Silent
     from toolchain.plan.steps import Training
     from toolchain.qat.data import load_sequences
 
-    asked = Training(data=(str(run.train_text),), held_out=(str(run.text),), held_out_tokens=run.eval_tokens)
+    asked = Training(
+        data=(str(run.train_text),), held_out=(str(run.text),), held_out_tokens=run.eval_tokens, length_tokens=LENGTH
+    )  # fmt: skip
     return load_sequences(asked, run.model, Silent()).held_out
 
 
@@ -219,23 +222,24 @@ def render(rows: list[dict[str, Any]]) -> str:
 def run_all(options: argparse.Namespace) -> None:
     """Row by row into the result file, those that the question is about first."""
     with tempfile.TemporaryDirectory() as place:
-        run = Run(
-            model=options.model.resolve(), place=Path(place), eval_tokens=options.eval_tokens,
-            learning_rate=options.learning_rate, lora_learning_rate=options.lora_learning_rate,
-        )  # fmt: skip
+        run = Run(model=options.model.resolve(), place=Path(place), eval_tokens=options.eval_tokens)
         settings = {
-            "steps": {name: steps_of(name) for name in options.formats},
-            "learning_rate": run.learning_rate, "lora_learning_rate": run.lora_learning_rate,
-            "roles": TRAINED, "lora_roles": MATRICES, "documents": write_unseen(run), "eval_tokens": run.eval_tokens,
-        }  # fmt: skip
+            "steps, learning rate": {name: amount(name) for name in options.formats},
+            "learning rate of adapters": LORA_RATE,
+            "options": SETTINGS,
+            "roles": TRAINED,
+            "roles of adapters": MATRICES,
+            "documents": write_unseen(run),
+            "eval_tokens": run.eval_tokens,
+        }
         rows: list[dict[str, Any]] = []
         for format_name in options.formats:
             keep(options, settings, rows, quantize(run, format_name))
             keep(options, settings, rows, train(run, format_name, "qad"))
-        last = options.formats[-1]
-        keep(options, settings, rows, train(run, last, "qat"))
-        keep(options, settings, rows, control(run, run.place / f"{last}-qat"))
-        keep(options, settings, rows, train(run, last, "qad-lora"))
+        first = options.formats[0]
+        keep(options, settings, rows, train(run, first, "qat"))
+        keep(options, settings, rows, control(run, run.place / f"{first}-qat"))
+        keep(options, settings, rows, train(run, first, "qad-lora"))
     print(render(rows))
 
 
@@ -262,9 +266,7 @@ def main() -> None:
     )
     parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("--model", type=Path, default=ROOT / "build" / "demo-moe")
-    parser.add_argument("--formats", nargs="+", default=["nvfp4", "int4_awq"])
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--lora-learning-rate", type=float, default=2e-3)
+    parser.add_argument("--formats", nargs="+", default=["int4_awq", "nvfp4"])
     parser.add_argument("--eval-tokens", type=int, default=16_384)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
