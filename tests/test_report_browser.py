@@ -275,7 +275,7 @@ def test_reads_without_javascript(browser: Any, page_of: Callable[[str], Path]) 
     with opened(browser, page_of("moe"), java_script_enabled=False) as found:
         page = found.page
         pictures = page.locator("figure.chart .picture svg")
-        assert pictures.count() == 10
+        assert pictures.count() == 11
         assert all(picture.bounding_box()["height"] > 50 for picture in pictures.all())
         assert page.get_by_text("Fit to serve: all 2 gates passed").is_visible()
         assert not page.get_by_role("button", name="Theme").is_visible()

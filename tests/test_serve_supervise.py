@@ -98,7 +98,7 @@ def test_prometheus_metrics_of_the_supervision(served: ServeProcess) -> None:
 def test_stub_killed_in_mid_stream(served: ServeProcess, texts: tuple[str, str]) -> None:
     """Clients of gRPC get an error within their timeout, those of the OpenAI endpoint at once; the model comes back."""
     recovered = served.status()["models"][0]["recoveries"]
-    body = {"model": "tensorrt_llm", "prompt": PROMPT, "max_tokens": 400, "stream": True}
+    body = {"model": "tensorrt_llm", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "stream": True}
     url = f"{served.info['openai']}/completions"
     with (
         GenerateClient(served.info["grpc"]) as client,
