@@ -509,14 +509,21 @@ def start(arguments):
             os._exit(end.code or 0)
     return child
 
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def tell(status):
+    print(json.dumps(status), flush=True)
+    sys.stdin.readline()  # until what is there was looked at
+
 def look(child):
-    print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
-    sys.stdin.readline()
+    tell(wait(child))
 
 command, other, instants = json.loads(sys.argv[1])
 started = time.monotonic()
-look(start([*command, *other]))
+status = wait(start([*command, *other]))
 took = time.monotonic() - started
+tell(status)
 for number in range(instants):
     arguments = [*command, "--seed", str(number)]
     child = start(arguments)
