@@ -7,9 +7,9 @@ Every engine is made by the commands themselves (``toolchain engine``, ``toolcha
 again and judged on those documents of the demo's evaluation text that share nothing with its training text (modules of
 the standard library copy from each other). Rows:
 
-- ``ptq``: the format's default recipe, nothing trained;
+- ``ptq``: the format's default recipe, nothing trained; ``ptq`` and a name: the recipe that training starts from;
 - ``qad``: distilled from the unquantized model; ``qad-lora``: by adapters; ``qat``: next-token cross entropy;
-- ``control``, beside ``qat`` of the first format: the *unquantized* model trained on the same text, in the same order,
+- ``control``, beside ``qat`` of the last format: the *unquantized* model trained on the same text, in the same order,
   with the same steps and learning rate, by next-token cross entropy. What it gains in perplexity is what the text gives
   to any model, and its KL is how far these steps carry a model that had nothing to recover. (Distilled from itself it
   would not move: its KL and its gradient are zero.)
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,31 @@ MATRICES = ("routed_expert", "attention")
 """What adapters are put on."""
 LENGTH = 128
 SETTINGS = (
-    "--length", str(LENGTH), "--batch-size", "8", "--evaluate-every", "300", "--held-out-tokens", "8192",
+    "--length", str(LENGTH), "--batch-size", "8", "--evaluate-every", "550", "--held-out-tokens", "8192",
     "--patience", "0",
 )  # fmt: skip
-AMOUNTS = {"nvfp4": (800, 4e-4)}
-"""Format -> steps and learning rate. Where rounded activations make most of the gap, training has to find weights that
-bear them, which takes longer than finding weights that lie well on the grid."""
-OTHER_AMOUNT = (400, 2e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    steps: int
+    rate: float
+    recipe: str | None = None
+    """What training starts from; None: the format's default."""
+    options: tuple[str, ...] = ()
+
+
+AMOUNTS = {
+    "nvfp4": Amount(
+        steps=1650,
+        rate=3e-4,
+        recipe="arrange+compensate+local_hessian+gptq",
+        options=("--router-weight", "3"),
+    )
+}
+"""Where rounded activations make most of the gap, training has to find weights that bear them, which takes longer than
+finding weights that lie well on the grid; and no training moves channels between blocks."""
+OTHER_AMOUNT = Amount(steps=400, rate=2e-4)
 LORA_RATE = 1e-3
 METHODS: dict[str, tuple[str, ...]] = {
     "qad": ("--method", "qad"),
@@ -103,13 +121,15 @@ def write_unseen(run: Run) -> int:
     return len(kept)
 
 
-def quantize(run: Run, format_name: str) -> dict[str, Any]:
+def quantize(run: Run, format_name: str, recipe: str | None = None) -> dict[str, Any]:
     """The row of the format without training."""
-    engine = run.place / f"{format_name}-ptq"
+    name = f"ptq {recipe}" if recipe else "ptq"
+    engine = run.place / f"{format_name}-{name}"
     seconds = toolchain(
-        "engine", str(run.model), "--format", format_name, "--output", str(engine), *judging(run)
-    )
-    return {"format": format_name, "row": "ptq", "seconds": seconds, **judge(run, engine)}
+        "engine", str(run.model), "--format", format_name, "--output", str(engine), *judging(run),
+        *(["--recipe", recipe] if recipe else []),
+    )  # fmt: skip
+    return {"format": format_name, "row": name, "seconds": seconds, **judge(run, engine)}
 
 
 def train(run: Run, format_name: str, name: str) -> dict[str, Any]:
@@ -119,17 +139,19 @@ def train(run: Run, format_name: str, name: str) -> dict[str, Any]:
     method = METHODS[name]
     lora = "--lora" in method
     roles = [part for role in (MATRICES if lora else TRAINED) for part in ("--train", role)]
-    steps, rate = amount(format_name)
-    start, engine = run.place / f"{format_name}-ptq", run.place / f"{format_name}-{name}"
+    found = amount(format_name)
+    from_row = f"ptq {found.recipe}" if found.recipe else "ptq"
+    start, engine = run.place / f"{format_name}-{from_row}", run.place / f"{format_name}-{name}"
     seconds = toolchain(
         "qat", str(start), "--data", str(run.train_text), "--output", str(engine), *method, *roles, *judging(run),
-        *SETTINGS, "--steps", str(steps), "--learning-rate", str(LORA_RATE if lora else rate), "--seed", str(run.seed),
+        *SETTINGS, "--steps", str(found.steps), "--learning-rate", str(LORA_RATE if lora else found.rate),
+        "--seed", str(run.seed), *found.options,
         *(["--learned-scales"] if get_format(format_name).learned_scales and not lora else []),
     )  # fmt: skip
     return {"format": format_name, "row": name, "seconds": seconds, **judge(run, engine)}
 
 
-def amount(format_name: str) -> tuple[int, float]:
+def amount(format_name: str) -> Amount:
     return AMOUNTS.get(format_name, OTHER_AMOUNT)
 
 
@@ -207,7 +229,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["row"] == "control"
     ]
-    order = {name: index for index, name in enumerate(["ptq", *METHODS, "control"])}
+    names = dict.fromkeys(row["row"] for row in rows if row["row"].startswith("ptq"))
+    order = {name: index for index, name in enumerate([*names, *METHODS, "control"])}
     formats = [*dict.fromkeys(row["format"] for row in rows if row["row"] != "control"), "source"]
     for row in sorted(rows, key=lambda row: (formats.index(row["format"]), order[row["row"]])):
         gap = start.get(row["format"])
@@ -224,7 +247,7 @@ def run_all(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as place:
         run = Run(model=options.model.resolve(), place=Path(place), eval_tokens=options.eval_tokens)
         settings = {
-            "steps, learning rate": {name: amount(name) for name in options.formats},
+            "amounts": {name: asdict(amount(name)) for name in options.formats},
             "learning rate of adapters": LORA_RATE,
             "options": SETTINGS,
             "roles": TRAINED,
@@ -235,11 +258,13 @@ def run_all(options: argparse.Namespace) -> None:
         rows: list[dict[str, Any]] = []
         for format_name in options.formats:
             keep(options, settings, rows, quantize(run, format_name))
+            if amount(format_name).recipe:
+                keep(options, settings, rows, quantize(run, format_name, amount(format_name).recipe))
             keep(options, settings, rows, train(run, format_name, "qad"))
-        first = options.formats[0]
-        keep(options, settings, rows, train(run, first, "qat"))
-        keep(options, settings, rows, control(run, run.place / f"{first}-qat"))
-        keep(options, settings, rows, train(run, first, "qad-lora"))
+        last = options.formats[-1]
+        keep(options, settings, rows, train(run, last, "qat"))
+        keep(options, settings, rows, control(run, run.place / f"{last}-qat"))
+        keep(options, settings, rows, train(run, last, "qad-lora"))
     print(render(rows))
 
 
@@ -266,7 +291,7 @@ def main() -> None:
     )
     parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("--model", type=Path, default=ROOT / "build" / "demo-moe")
-    parser.add_argument("--formats", nargs="+", default=["int4_awq", "nvfp4"])
+    parser.add_argument("--formats", nargs="+", default=["nvfp4", "int4_awq"])
     parser.add_argument("--eval-tokens", type=int, default=16_384)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()

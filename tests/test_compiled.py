@@ -57,6 +57,71 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from([(1, 16), (7, 48), (3, 5, 64), (0, 32)]),
+    exponent=st.integers(-60, 60),
+    block=st.sampled_from([16, 8]),
+)
+def test_fake_quantized_values_are_those_of_torch(
+    seed: int, shape: tuple[int, ...], exponent: int, block: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator) * 2.0**exponent
+    x *= torch.randint(-12, 4, shape, generator=generator).float().exp2()
+    x[torch.rand(shape, generator=generator) < 0.1] = 0.0
+    x[torch.rand(shape, generator=generator) < 0.1] *= -0.0
+    scale_2 = e2m1.global_scale(torch.tensor(2.0**exponent * 3))
+    found = compiled.fake_nvfp4(x, scale_2, block)
+    assert found is not None and torch.equal(
+        found.view(torch.int32), e2m1.fake_quantize(x, scale_2, block).view(torch.int32)
+    )
+
+
+@pytest.mark.parametrize("block", [16, 32])
+def test_learned_scales_round_as_torch_rounds(block: int) -> None:
+    generator = torch.Generator().manual_seed(block)
+    blocks = torch.randn(4096, block, generator=generator)
+    scale_2 = e2m1.global_scale(torch.tensor(3.0))
+    # From below the smallest scale of E4M3 to above its largest, and amax that training made negative.
+    pre, post = (3.0 * torch.exp2(torch.empty(4096).uniform_(-20, 1, generator=generator)) for _ in range(2))
+    post[::7] *= -1
+    under, over = (
+        (amax / (6 * scale_2)).clamp(2.0**-9, 448).to(torch.float8_e4m3fn).float() * scale_2
+        for amax in (pre, post)
+    )
+    scaled = blocks / under[:, None]
+    compiled.load()
+    found = compiled.learned_nvfp4(blocks, pre, post, scale_2)
+    assert found is not None
+    out, values, inside, slopes = found
+    assert torch.equal(values, e2m1.round_values(scaled)) and torch.equal(inside, scaled.abs() <= 6)
+    assert torch.equal(out, values * over[:, None]) and torch.equal(slopes, over / under)
+
+
+def test_what_is_not_finite_is_told_as_torch_tells_it() -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    x[0, 3], x[1, 20], x[2, 40] = float("inf"), float("-inf"), float("nan")
+    scale_2 = e2m1.global_scale(torch.tensor(3.0))
+    found = compiled.fake_nvfp4(x, scale_2, 16)
+    assert found is not None
+    torch.testing.assert_close(found, e2m1.fake_quantize(x, scale_2), rtol=0, atol=0, equal_nan=True)
+
+
+def test_ties_of_every_code() -> None:
+    """Every E2M1 value, every middle between two, and their neighbours in float32."""
+    values = torch.tensor(
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 5.5, 6.0]
+    )
+    near = torch.cat([values, values.nextafter(torch.tensor(7.0)), values.nextafter(torch.tensor(-7.0))])
+    x = torch.cat([near, -near, torch.full((32,), 6.0)]).view(-1, 16)
+    x[:, 0] = 6.0
+    scale_2 = torch.tensor(1.0 / 448) * 448
+    found = compiled.fake_nvfp4(x, scale_2, 16)
+    assert found is not None and torch.equal(found, e2m1.fake_quantize(x, scale_2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 9),
     blocks=st.integers(1, 40),
     power=st.sampled_from([1, 3, 9]),

@@ -106,6 +106,8 @@ def test_from_an_engine(toolchain: Run, mine: Made, data: Path, tmp_path: Path) 
     for key in ("model", "format", "policy", "recipe", "calibration", "assignments", "target", "serving"):
         assert plans[0][key] == plans[1][key], key
     assert plans[1]["training"]["seed"] == 3
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "while training" in page and "<svg" in page.partition("training-kl")[2].partition("</figure>")[0]
     before, after = (tensors(root / "checkpoint") for root in (mine.engine, tmp_path / "out"))
     kept = [name for name in before if name.endswith(("input_scale", "weight_scale_2"))]
     assert kept and all(torch.equal(before[name], after[name]) for name in kept)
@@ -247,6 +249,87 @@ def test_bad_input(
     assert ran.status in (1, 2) and ran.json["error"]["code"] == code, ran.out
     assert "loading" not in ran.err and "Traceback" not in ran.err
     assert tree(tmp_path) == before
+
+
+def test_adapters_on_attention_and_experts_are_merged_and_run(
+    toolchain: Run, mine: Made, data: Path, tmp_path: Path
+) -> None:
+    """Attention keeps its dtype under the format's default policy, and takes adapters all the same."""
+    ran = toolchain(
+        "qat", mine.engine, "--data", data, *FEW, "--device", "cpu", *where(tmp_path), "--json", "--lora",
+        "--lora-rank", 4, "--learning-rate", 1e-2, "--method", "qat", "--patience", 0, "--train", "attention",
+        "--train", "routed_expert",
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    out = tmp_path / "out"
+    before, after = tensors(mine.source), tensors(out / "trained")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(".experts." in name for name in changed) and any(".self_attn." in name for name in changed)
+    assert all(".experts." in name or "_proj." in name for name in changed)
+    assert json.loads((out / "verify.json").read_text())["passed"]
+    told = toolchain("generate", out, "--prompt", "def f(", "--max-tokens", 4, "--json")
+    assert told.status == 0, told.err
+
+
+def losses(engine: Path) -> list[float]:
+    lines = (engine / "training" / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if line["kind"] == "step"]
+
+
+def test_from_a_step_of_a_finished_training(toolchain: Run, mine: Made, data: Path, tmp_path: Path) -> None:
+    """The steps behind it are made again, with the same losses; a step without a checkpoint is named."""
+    command = (
+        "qat", mine.engine, "--data", data, *FEW, "--steps", 4, "--device", "cpu", *where(tmp_path), "--patience", 0,
+        "--keep-checkpoints", 9,
+    )  # fmt: skip
+    assert toolchain(*command).status == 0
+    before, first = losses(tmp_path / "out"), tensors(tmp_path / "out" / "trained")
+    ran = toolchain(*command, "--from-step", 2, "--json")
+    assert ran.status == 0 and "going on from" in ran.err and "checkpoint-2" in ran.err, ran.err
+    assert losses(tmp_path / "out") == before and len(before) == 4
+    assert all(
+        torch.equal(first[name], tensor) for name, tensor in tensors(tmp_path / "out" / "trained").items()
+    )
+    ran = toolchain(*command, "--from-step", 7, "--json")
+    assert (
+        ran.status == 1
+        and ran.json["error"]["code"] == "TC-256"
+        and "no checkpoint of step 7" in ran.json["error"]["message"]
+    )
+    assert (tmp_path / "out" / "engine.json").is_file()
+
+
+def test_channels_that_a_recipe_arranged_are_trained_and_audited(
+    toolchain: Run, made: Made, data: Path, tmp_path: Path
+) -> None:
+    """From an engine of recipe arrange: the same order again, and the audit compares with what was trained."""
+    engine, common = tmp_path / "engine", ("--device", "cpu", "--json")
+    ran = toolchain(
+        "engine", made.source, "--format", "nvfp4", "--recipe", "arrange", *calibrated(made), "--output", engine,
+        "--triton-output", tmp_path / "t", *common,
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    ran = toolchain("qat", engine, "--data", data, *FEW, "--learned-scales", *where(tmp_path), *common)
+    assert ran.status == 0 and "scales are bit-equal" in ran.err, ran.err
+    assert json.loads((tmp_path / "out" / "verify.json").read_text())["passed"]
+
+
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+def test_two_processes_by_one_command(
+    toolchain: Run, mine: Made, data: Path, tmp_path: Path, parallel: str
+) -> None:
+    command = (
+        "qat", mine.engine, "--data", data, *FEW, "--device", "cpu", *where(tmp_path), "--patience", 0,
+        "--precision", "fp32", "--learning-rate", 1e-3,
+    )  # fmt: skip
+    ran = toolchain(*command, "--devices", 2, "--parallel", parallel, "--json")
+    assert ran.status == 0 and "2 processes" in ran.err, ran.err
+    assert ran.json["training"]["tokens"] == 2 * 2 * 2 * 64
+    assert not (tmp_path / "out" / "training" / "processes").exists()
+    two = losses(tmp_path / "out")
+    one = toolchain(*command, "--batch-size", 4, "--output", tmp_path / "one", "--json")
+    assert one.status == 0, one.err
+    assert losses(tmp_path / "one") == pytest.approx(two, rel=1e-5)
 
 
 def test_dry_run_says_what_it_takes(toolchain: Run, made: Made, data: Path, tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def require_all_gone(work: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plan(tiny: Tiny) -> Plan:
-    return training_plan(tiny("qwen3_moe"), lora_rank=4, lora_alpha=8.0, learning_rate=3e-3)
+    return training_plan(
+        tiny("qwen3_moe"), lora_rank=4, lora_alpha=8.0, learning_rate=3e-3, router_weight=2.0
+    )
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,17 @@ def test_channel_scales_are_folded_or_taken_out_of_the_written_model(
     assert all(torch.equal(item, settled[name]) for name, item in student.model.named_parameters())
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "llama4_text"])
+def test_channels_in_another_order_are_trained_and_written_there(
+    tiny: Tiny, tmp_path: Path, kind: str
+) -> None:
+    plan = student_plan(tiny(kind), "nvfp4", recipe="arrange")
+    student, trained, output = trained_and_exported(plan, tmp_path)
+    assert student.details["arranged"]
+    check(student, trained, output)
+    assert_plain(student, trained)
+
+
 @pytest.mark.parametrize("kv_cache", ["fp8", "fp8_cast", "nvfp4"])
 def test_the_scales_of_the_kv_cache_stay_as_calibrated(tiny: Tiny, tmp_path: Path, kv_cache: str) -> None:
     plan = student_plan(tiny("qwen3_moe"), "w4a16_nvfp4", kv_cache=kv_cache)

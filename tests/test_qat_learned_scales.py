@@ -29,8 +29,9 @@ from toolchain.qat.learned_scales import (
     restore_learned,
 )
 from toolchain.qat.lora import add_lora, merge_lora
-from toolchain.qat.student import Student, make_student
+from toolchain.qat.student import Student, load_start, make_student, save_start
 from toolchain.qat.trained import write_trained
+from toolchain.quantize.job import quantize
 from toolchain.quantize.quantizers import fused_groups
 
 Tiny = Callable[[str], Path]
@@ -174,8 +175,10 @@ def test_the_arithmetic_is_modelopts_own(tiny: Tiny) -> None:
     path = "model.layers.1.mlp.down_proj"
     (amax,) = enable_learned_scales(student, [path]).values()
     quantizer = student.model.get_submodule(path).weight_quantizer
-    ours = quantizer._block_scale_from_amax(amax, True)
     theirs = StaticBlockScaleQuantizer._block_scale_from_amax(quantizer, amax, True)
+    # Weights of one time their scale are stored as code 1.0: what stands for them is the scale.
+    ones = theirs.detach().reshape(amax.shape).repeat_interleave(16, -1)
+    ours = quantizer(ones)[..., ::16]
     assert torch.allclose(ours, theirs.reshape(ours.shape), rtol=1e-6)
     ours.sum().backward()
     mine, amax.grad = amax.grad, None
@@ -223,6 +226,50 @@ def test_the_checkpoint_computes_what_the_student_computes(
     ours = load_checkpoint(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(ours(tokens()).logits, student.model.eval()(tokens()).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "format_name", "recipe"),
+    [("qwen3_moe", "nvfp4", "compensate+local_hessian+gptq"), ("llama", "w4a16_nvfp4", "mse+gptq")],
+)
+def test_training_goes_on_from_what_a_recipe_chose(
+    tiny: Tiny, tmp_path: Path, kind: str, format_name: str, recipe: str
+) -> None:
+    """The student computes what the recipe's checkpoint does, before and after it is saved, and exports its values."""
+    source = tiny(kind)
+    plan = plan_for(source, format_name, policy="all-linear", recipe=recipe)
+    quantize(plan, tmp_path / "ptq", device="cpu")
+    plan = replace(plan, training=Training(data=("x",), learned_scales=True))
+    expected = load_checkpoint(tmp_path / "ptq", device=torch.device("cpu"), dtype=torch.float32)
+    student = make_student(plan, device="cpu")
+    save_start(student, tmp_path / "start")
+    for started in (student, load_start(plan, tmp_path / "start", device="cpu")):
+        assert started.chosen == set(started.modules)
+        enable_learned_scales(started)
+        with torch.no_grad():
+            assert torch.equal(started.model.eval()(tokens()).logits, expected(tokens()).logits)
+    write_trained(student, tmp_path / "trained", {})
+    export_trained(plan, tmp_path / "trained", tmp_path / "out", device="cpu")
+    out = load_checkpoint(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
+    for (name, ours), theirs in zip(out.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize(
+    ("format_name", "training"),
+    [
+        ("nvfp4", {}),
+        ("int4_awq", {"learned_scales": True}),
+        ("nvfp4", {"learned_scales": True, "roles": ("norm",)}),
+    ],
+)
+def test_what_a_recipe_chose_must_be_trained_whole(
+    tiny: Tiny, format_name: str, training: dict[str, Any]
+) -> None:
+    plan = plan_for(tiny("llama"), format_name, policy="all-linear", recipe="gptq")
+    with pytest.raises(ToolchainError) as error:
+        make_student(replace(plan, training=Training(data=("x",), **training)), device="cpu")
+    assert error.value.code == "TC-250" and "--learned-scales" in error.value.hint
 
 
 @pytest.mark.parametrize(("rate", "improved"), [(3e-4, True), (0.3, False)])

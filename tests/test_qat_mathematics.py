@@ -54,7 +54,7 @@ def by_hand(plan: Plan, model: Any, teacher: Any, passes: list[torch.Tensor], st
     training = plan.training
     assert training is not None
     parameters = [item for item in model.parameters() if item.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     warm = round(training.warmup * steps)
     model.train()
     for step in range(steps):

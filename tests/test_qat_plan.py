@@ -75,6 +75,16 @@ def test_recipes_that_choose_afterwards(
     assert len(problems) == 1 and instead in problems[0].hint
 
 
+def test_what_a_recipe_chose_is_trained_from_with_learned_scales(info: ModelInfo) -> None:
+    chosen = {"recipe": "best"}
+    assert not errors(planned(info, "nvfp4", plan=chosen, learned_scales=True).findings)
+    (problem,) = found(planned(info, "nvfp4", plan=chosen), "TC-191")
+    assert "--learned-scales" in problem.hint
+    # Matrices that are not trained would keep no scales of their own.
+    assert found(planned(info, "nvfp4", plan=chosen, learned_scales=True, roles=("norm",)), "TC-191")
+    assert found(planned(info, "int4_awq", plan=chosen, learned_scales=True), "TC-191")
+
+
 @pytest.mark.parametrize(
     ("format", "recipe"),
     [
@@ -129,6 +139,8 @@ def test_learned_scales(info: ModelInfo) -> None:
         ({"parallel": "fsdp2"}, "--parallel"),
         ({"method": "qat", "teacher": "other"}, "--teacher"),
         ({"method": "qat", "temperature": 2.0}, "--temperature"),
+        ({"method": "qat", "router_weight": 1.0}, "--router-weight"),
+        ({"router_weight": -1.0}, "--router-weight"),
         ({"lora_alpha": 8.0}, "--lora-alpha"),
         ({"lora_rank": 4096}, "--lora-rank"),
         ({"lora_rank": 4, "roles": ("router",)}, "--train"),

@@ -261,8 +261,8 @@ def held_out(source: Path) -> torch.Tensor:
 
 
 RECIPES = {
-    "nvfp4": ("mse", "four_over_six", "compensate+local_hessian+gptq"),
-    "w4a16_nvfp4": ("window", "local_hessian+gptq"),
+    "nvfp4": ("arrange", "mse", "four_over_six", "arrange+compensate+local_hessian+gptq"),
+    "w4a16_nvfp4": ("window", "arrange+local_hessian+gptq"),
     "w4a8_nvfp4_fp8": ("mse+gptq",),
     "mxfp4": ("mse", "local_hessian+gptq"),
     "int4_awq": ("max", "awq+clip", "awq+clip+gptq"),

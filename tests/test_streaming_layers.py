@@ -58,6 +58,7 @@ def same_as_in_memory(plan: Plan, where: Path) -> tuple[dict[str, Any], dict[str
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen3_moe", "nvfp4", {"kv_cache": "fp8"}),
     ("qwen3_moe", "nvfp4", {"policy": "all-linear", "recipe": "best", "kv_cache": "nvfp4"}),
+    ("qwen3_moe", "nvfp4", {"recipe": "arrange+compensate+gptq"}),
     ("qwen3_moe", "fp8_block", {"recipe": "best"}),
     ("mixtral", "int4_awq", {}),
     ("mixtral", "w4a16_nvfp4", {"recipe": "best"}),

@@ -10,6 +10,7 @@ from typing import Any
 from toolchain.auto.candidates import AUTO, Auto, candidate_formats, main_of, refuse_mixing, unsupported
 from toolchain.auto.cost import Cost, cost_of
 from toolchain.auto.groups import Group, choices_of, find_groups
+from toolchain.core.errors import UsageError
 from toolchain.core.findings import errors
 from toolchain.core.roles import Role
 from toolchain.formats import get_format
@@ -18,6 +19,7 @@ from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.planner import PlanRefused, make_plan
 from toolchain.plan.policy import ALL_LINEAR
 from toolchain.plan.types import SOURCE_DTYPE, Plan
+from toolchain.recipes import Recipe, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ def find_space(info: ModelInfo, auto: Auto, **arguments: Any) -> Space:
     arguments = {**arguments, "policy": arguments.get("policy") or ALL_LINEAR.name}
     found = candidate_formats(info, auto, arguments)
     main = main_of(found)
+    _require_apart(get_recipe(arguments.get("recipe"), main))
     base = make_plan(info, format=main.name, **arguments)
     groups = find_groups(info, _open(info, base))
     allowed = {group.name: tuple(_allowed(info, group, found, arguments)) for group in groups}
@@ -147,6 +150,17 @@ def find_space(info: ModelInfo, auto: Auto, **arguments: Any) -> Space:
         fixed_cost=cost.of_plan(_plan(info, main, groups, smallest, arguments)) - least,
         arguments=arguments,
     )
+
+
+def _require_apart(recipe: Recipe) -> None:
+    """UsageError TC-170 for a recipe that ties matrices together which the search looks at one by one."""
+    if recipe.on("order"):
+        raise UsageError(
+            f"recipe {recipe.name}: arrange moves channels of gate, up and down together, which the search rounds "
+            f"apart",
+            hint="leave arrange out of --recipe, or choose one --format",
+            code="TC-170",
+        )
 
 
 def _open(info: ModelInfo, base: Plan) -> Iterator[LinearInfo]:

@@ -65,6 +65,15 @@ method_options = stack(
         help="Of both softmaxes.",
     ),
     click.option(
+        "--router-weight",
+        type=float,
+        default=Training.router_weight,
+        show_default=True,
+        metavar="W",
+        help="Of the divergence between the routers of teacher and student (mean of the layers), beside that of the "
+        "next token.",
+    ),
+    click.option(
         "--train",
         multiple=True,
         metavar="ROLE",
@@ -72,7 +81,9 @@ method_options = stack(
         "Default: the parts that are quantized.",
     ),
     click.option(
-        "--lora", is_flag=True, help="Train adapters on the quantized matrices, and merge them in the end."
+        "--lora",
+        is_flag=True,
+        help="Train adapters on the matrices of the trained parts, and merge them in the end.",
     ),
     click.option(
         "--lora-rank", type=int, metavar="R", help=f"Rank of the adapters. Default with --lora: {LORA_RANK}."

@@ -46,13 +46,13 @@ class Calibrated:
 def usable_amax(amax: torch.Tensor) -> torch.Tensor:
     """float32 amax with 1 for 0: a tensor of zeros (a pruned expert) needs some positive scale, and any will do."""
     amax = amax.float()
-    return torch.where(amax > 0, amax, torch.ones_like(amax))
+    return torch.where(amax > 0, amax, 1.0)
 
 
 def scales_of(amax: torch.Tensor, largest: float) -> torch.Tensor:
     """float32 amax / ``largest``, and 1 for 0, as ModelOpt's exporter has it for scales of channels and blocks."""
     amax = amax.float()
-    return torch.where(amax > 0, amax / largest, torch.ones_like(amax))
+    return torch.where(amax > 0, amax / largest, 1.0)
 
 
 def scale_input(x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

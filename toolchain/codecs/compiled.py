@@ -40,6 +40,56 @@ def pack_nvfp4(
     return packed, scales
 
 
+def fake_nvfp4(x: torch.Tensor, scale_2: torch.Tensor, block: int) -> torch.Tensor | None:
+    """float32 [..., K] -> ``e2m1.fake_quantize``. Also of small tensors once the loops are loaded: a training rounds
+    the same ones thousands of times."""
+    wanted = (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and scale_2.numel() == 1
+        and not x.shape[-1] % block
+    )
+    if not wanted or not (_is_loaded() or _is_worth(x)) or not math.isfinite(float(scale_2)):
+        return None
+    kernels = load()
+    if kernels is None:
+        return None
+    # A copy: ``numpy()`` makes a storage one that cannot be resized, as FSDP does with parameters. Rounded into another
+    # place: within its own LLVM makes no vectors, which takes six times as long.
+    source = x.detach().clone(memory_format=torch.contiguous_format).view(-1, x.shape[-1])
+    out = torch.empty_like(source)
+    kernels.rounded_f32(source.numpy(), kernels.float32(float(scale_2)), block, out.numpy())
+    return out.view(x.shape)
+
+
+def learned_nvfp4(
+    blocks: torch.Tensor, pre: torch.Tensor, post: torch.Tensor, scale_2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """float32 [blocks, elements], amax [blocks] under codes (``pre``) and under values (``post``) -> the stored values,
+    the same unscaled, whether each lies within the range of E2M1 (bool), and float32 post / pre scale [blocks]."""
+    wanted = blocks.device.type == "cpu" and blocks.dtype == torch.float32
+    if not wanted or not (_is_loaded() or _is_worth(blocks)):
+        return None
+    kernels = load()
+    if kernels is None:
+        return None
+    # Copies: see fake_nvfp4.
+    source, before, after = (item.detach().clone().contiguous().numpy() for item in (blocks, pre, post))
+    out, values, inside, slopes = (
+        torch.empty_like(blocks),
+        torch.empty_like(blocks),
+        torch.empty(blocks.shape, dtype=torch.bool),
+        torch.empty(len(blocks)),
+    )
+    outputs = (out.numpy(), values.numpy(), inside.numpy(), slopes.numpy())
+    kernels.learned_f32(source, before, after, kernels.float32(float(scale_2)), *outputs)
+    return out, values, inside, slopes
+
+
+def _is_loaded() -> bool:
+    return load.cache_info().currsize > 0
+
+
 def block_scales(weight: torch.Tensor, scale_2: torch.Tensor, block: int) -> torch.Tensor | None:
     """[N, K] -> E4M3 scales [N, K/block], amax / 6 of each block."""
     kernels = _kernels_for(weight, scale_2, block)

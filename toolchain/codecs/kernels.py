@@ -30,6 +30,7 @@ ROUNDING_SHIFT = float32(3.0 * 2.0**21)
 MAGNITUDE = uint32(0x7FFFFFFF)
 HIGH_MAGNITUDE = uint32(0x7FFF0000)
 HIGH = uint32(0xFFFF0000)
+EXPONENT, SIGN = uint32(0x7F800000), uint32(0x80000000)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +114,70 @@ def _block_scale(largest: Any, divisor: Any) -> Any:
     scale = float32(as_float(largest) / divisor)
     if scale == float32(0.0):
         scale = float32(1.0)
-    return _e4m3(min(max(scale, E4M3_TINY), E4M3_MAX))
+    return _e4m3(_in_e4m3(scale))
+
+
+@inline
+def _in_e4m3(scale: Any) -> Any:
+    return min(max(scale, E4M3_TINY), E4M3_MAX)
+
+
+@inline
+def _round_e2m1(magnitude: Any) -> Any:
+    """float32 magnitude -> nearest of E2M1, as ``e2m1.round_magnitude`` has it; saturating at 6, NaN stays."""
+    capped = E2M1_MAX if magnitude > E2M1_MAX else magnitude
+    binade = as_float(uint32(as_bits(max(capped, float32(1.0))) & EXPONENT))
+    shift = float32(binade * ROUNDING_SHIFT)
+    return float32(float32(capped + shift) - shift)
+
+
+@inline
+def _rounded_e2m1(scaled: Any) -> Any:
+    """float32 -> the nearest E2M1 value, as ``e2m1.round_values`` has it: ties to even, -0 stays."""
+    bits = as_bits(scaled)
+    magnitude = _round_e2m1(as_float(uint32(bits & MAGNITUDE)))
+    return as_float(uint32(as_bits(magnitude) | uint32(bits & SIGN)))
+
+
+@compiled
+def rounded_f32(source: Any, scale_2: Any, group: Any, out: Any) -> None:
+    """float32 [N, K] and the scale of the tensor -> the values that NVFP4 in blocks of ``group`` holds for it. A block
+    with a NaN is NaN."""
+    divisor = float32(E2M1_MAX * scale_2)
+    size = uint64(group)
+    for row in range(uint64(source.shape[0])):
+        for block in range(uint64(uint64(source.shape[1]) // size)):
+            start, largest = uint64(block * size), uint32(0)
+            for index in range(size):
+                magnitude = uint32(as_bits(source[row, uint64(start + index)]) & MAGNITUDE)
+                largest = _larger(largest, magnitude)
+            if largest > EXPONENT:
+                for index in range(size):
+                    out[row, uint64(start + index)] = as_float(largest)
+                continue
+            factor = float32(_from_e4m3(_block_scale(largest, divisor)) * scale_2)
+            for index in range(size):
+                at = uint64(start + index)
+                out[row, at] = float32(_rounded_e2m1(float32(source[row, at] / factor)) * factor)
+
+
+@compiled
+def learned_f32(
+    source: Any, pre: Any, post: Any, scale_2: Any, out: Any, values: Any, inside: Any, slopes: Any
+) -> None:
+    """float32 [blocks, elements] and float32 amax [blocks] of the scales under codes and under values -> what is stored
+    for it ``out``, unscaled E2M1 ``values``, whether they lie ``inside`` their range, and post / pre ``slopes``."""
+    divisor = float32(E2M1_MAX * scale_2)
+    for block in range(uint64(source.shape[0])):
+        under = float32(_from_e4m3(_e4m3(_in_e4m3(float32(pre[block] / divisor)))) * scale_2)
+        over = float32(_from_e4m3(_e4m3(_in_e4m3(float32(post[block] / divisor)))) * scale_2)
+        slopes[block] = float32(over / under)
+        for index in range(uint64(source.shape[1])):
+            scaled = float32(source[block, index] / under)
+            value = _rounded_e2m1(scaled)
+            inside[block, index] = as_float(uint32(as_bits(scaled) & MAGNITUDE)) <= E2M1_MAX
+            values[block, index] = value
+            out[block, index] = float32(value * over)
 
 
 @compiled
@@ -243,15 +307,6 @@ def dequantize(codes: Any, scales: Any, rows: int, columns: int, out: Any) -> No
                 odd = uint32(uint32(bits >> uint32(16)) & uint32(1))
                 bits = uint32(uint32(bits + uint32(0x7FFF)) + odd)
                 out[row, at] = uint16(bits >> uint32(16))
-
-
-@inline
-def _round_e2m1(magnitude: Any) -> Any:
-    """float32 magnitude -> nearest of E2M1, as ``e2m1.round_magnitude`` has it (saturating at 6)."""
-    capped = min(magnitude, E2M1_MAX)
-    binade = as_float(uint32(as_bits(max(capped, float32(1.0))) & uint32(0x7F800000)))
-    shift = float32(binade * ROUNDING_SHIFT)
-    return float32(float32(capped + shift) - shift)
 
 
 @compiled

@@ -62,19 +62,15 @@ def plan_settings(plan: Plan) -> dict[str, Any]:
     return {**value, **flat, "arithmetic": arithmetic}
 
 
-FREE = ("keep_checkpoints",)
-"""Fields of ``Training`` that change nothing about the result."""
-
-
 def training_settings(
     plan: Plan, quantize: dict[str, Any], texts: dict[str, str | None], start: str | None
 ) -> dict[str, Any]:
     """Of the stage `train`: all that decides the calibration (``quantize``), the training, and ``texts``, hashes of
     what it reads by name; ``start``: hash of the checkpoint that it starts from."""
-    asked = asdict(plan.training) if plan.training else {}
+    asked = plan.training.deciding() if plan.training else {}
     return {
         **quantize,
-        **{f"training.{key}": _as_json(value) for key, value in asked.items() if key not in FREE},
+        **{f"training.{key}": _as_json(value) for key, value in asked.items()},
         **{f"training.{name}": digest for name, digest in texts.items()},
         "training.start": start,
     }

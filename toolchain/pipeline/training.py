@@ -17,12 +17,13 @@ from toolchain.pipeline.settings import training_settings
 from toolchain.pipeline.start import Start, changed_numbers, read_start, require_same_inputs
 from toolchain.pipeline.workspace import Workspace
 from toolchain.plan.types import Plan
+from toolchain.qat.files import SETTINGS, START
 
 TRAINED, WORK = "trained", "training"
 STAGE = "train"
-CALIBRATED, RESULT, SETTINGS, FINISHED = "calibrated", "result", "settings.json", "finished.json"
-"""In ``training/``: the student that starts from an engine, what is written before it is moved, what the training was
-begun with (``toolchain.qat.session``), and the hash of that once its result stands."""
+CALIBRATED, RESULT, FINISHED = "calibrated", "result", "finished.json"
+"""In ``training/``, beside ``toolchain.qat.files``: the student that starts from an engine, what is written before it
+is moved, and the hash of what the training was begun with, once its result stands."""
 TOLD = (
     "method",
     "teacher",
@@ -168,7 +169,7 @@ class TrainStage:
         if (
             self._start is None
             or self.plan.training is None
-            or ((self._work / "start").is_dir() and not restart)
+            or ((self._work / START).is_dir() and not restart)
         ):
             return None
         if not path.is_dir():

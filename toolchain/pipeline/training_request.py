@@ -41,6 +41,7 @@ class TrainingRequest:
     method: str = Training.method
     teacher: str | None = None
     temperature: float = Training.temperature
+    router_weight: float = Training.router_weight
     train: str | list | tuple = ()
     """Roles."""
     lora: bool = False

@@ -20,7 +20,7 @@ from toolchain.plan.memory import (
 )
 from toolchain.plan.streaming import BASIS, stream_memory
 from toolchain.plan.types import SOURCE_DTYPE, Assignment, Calibration, Estimates, Serving
-from toolchain.recipes import GRAM_BUDGET_BYTES, Recipe
+from toolchain.recipes import GRAM_BUDGET_BYTES, SAMPLE_TOKENS, Recipe
 from toolchain.targets.base import Target
 
 GIB = 1024**3
@@ -68,7 +68,7 @@ def estimate(
     seconds, time_basis = quantize_seconds(info, choices, recipe, quantized, checkpoint, gpu, calibration)
     memory, memory_basis = quantize_memory(info, recipe, checkpoint, calibration)
     formats = {item.format for item in assignments} - {SOURCE_DTYPE}
-    grams = _gram_bytes(info, recipe) if recipe.needs_gram else 0
+    grams = _observed_bytes(info, recipe)
     streamed, scratch, way = stream_memory(info, formats, recipe, kv_cache, calibration, grams)
     held = NOTHING if target.emulates else choices
     return Estimates(
@@ -119,14 +119,26 @@ def quantize_memory(
         f"activations and FP32 logits of one batch of {calibration.batch_size} x "
         f"{calibration.length_tokens} tokens"
     )
-    if recipe.needs_gram:
+    if recipe.walks:
         hidden = 2 * calibration.samples * calibration.length_tokens * info.hidden_size * element
-        total += hidden + min(GRAM_BUDGET_BYTES, _gram_bytes(info, recipe)) + checkpoint
+        total += hidden + min(GRAM_BUDGET_BYTES, _observed_bytes(info, recipe)) + checkpoint
         basis += (
-            f" + for recipe {recipe.name} the hidden states of all tokens twice, Gram matrices of one layer "
+            f" + for recipe {recipe.name} the hidden states of all tokens twice, the inputs kept of one layer "
             f"(at most {GRAM_BUDGET_BYTES / GIB:.0f} GiB) and the chosen tensors"
         )
     return total, basis
+
+
+def _observed_bytes(info: ModelInfo, recipe: Recipe) -> int:
+    """What a recipe keeps of the inputs of the layer with most of them: samples first, second moments after."""
+    samples: dict[int | None, int] = defaultdict(int)
+    if recipe.on("order"):
+        for linear in info.linears:
+            if linear.part.projection in (info.family.gate_up_down[2], "down_proj"):
+                held = 4 * SAMPLE_TOKENS * DTYPE_BYTES[info.dtype]
+                samples[linear.part.layer] += held * linear.in_features
+    grams = _gram_bytes(info, recipe) if recipe.needs_gram else 0
+    return max(grams, *samples.values(), 0)
 
 
 def _gram_bytes(info: ModelInfo, recipe: Recipe) -> int:
@@ -155,7 +167,7 @@ def quantize_seconds(
     """
     tokens = calibration.samples * calibration.length_tokens
     compared = recipe.on("target") is not None
-    passes = PASSES["compared" if compared else "searched" if recipe.needs_gram else "plain"]
+    passes = PASSES["compared" if compared else "searched" if recipe.walks else "plain"]
     on_cpu = gpu.sm == 0
     flops = CPU_FLOPS if on_cpu else GPU_FLOPS
     pack = CPU_PACK_PARAMETERS_S if on_cpu else GPU_PACK_PARAMETERS_S

@@ -78,6 +78,13 @@ def _recipe(recipe: Recipe) -> Iterator[Finding]:
             message=f"{moving} solves the weights again, and zeros become other numbers",
             hint=f"leave {moving} out; gptq keeps zeros, channel and block scales do not touch them",
         )
+    if recipe.on("order"):
+        yield Finding(
+            code="TC-265",
+            where=f"--recipe {recipe.name}",
+            message="arrange puts channels into another order, and two zeros of four neighbours are no longer there",
+            hint="leave arrange out; gptq keeps zeros, channel and block scales do not touch them",
+        )
 
 
 def _sizes(sparsity: Sparsity, linears: list[LinearInfo]) -> Iterator[Finding]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Training:
     """Directory or hub id; empty: the unquantized source itself."""
     temperature: float = 1.0
     """Of both softmaxes of ``qad``."""
+    router_weight: float = 0.0
+    """Of the KL divergence between the routers of teacher and student, beside that of the logits."""
     roles: tuple[str, ...] = ()
     """Roles (``toolchain.core.roles``) whose weights are trained: those of the quantized matrices unless asked."""
     lora_rank: int = 0
@@ -70,3 +73,7 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("data", "held_out", "roles"):  # as JSON has them
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def deciding(self) -> dict[str, Any]:
+        """Fields that the result depends on."""
+        return {name: value for name, value in asdict(self).items() if name != "keep_checkpoints"}

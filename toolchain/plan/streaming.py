@@ -59,7 +59,7 @@ def stream_memory(
     # A layer, and its weights again: rounded for the pass that computes the next inputs, or as they were.
     held = largest * (3 if recipe.on("target") else 2)
     memory = max(held, around) + tokens * width * element
-    walked = recipe.needs_gram
+    walked = recipe.walks
     if walked:
         memory += min(GRAM_BUDGET_BYTES, gram_bytes)
     observed = get_kv_cache(kv_cache).calibrated or any(map(partial(_observes, recipe), formats))

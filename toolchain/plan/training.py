@@ -14,6 +14,7 @@ from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.steps import Training
 from toolchain.plan.training_memory import (
     BASIS,
+    adaptable_linears,
     fitting,
     gib,
     has_teacher,
@@ -26,12 +27,13 @@ from toolchain.recipes import INGREDIENTS, get_recipe
 
 METHODS, PRECISIONS, PARALLEL = ("qad", "qat"), ("bf16", "fp32"), ("ddp", "fsdp2")
 FIXED_AXES = ("target", "scales", "rounding")
-"""What an ingredient decides after calibration and training would change again."""
+"""What an ingredient decides after calibration. Training goes on from there where block scales are learned; scales that
+follow the weights would change it again."""
 TRAINABLE_ROLES = tuple(role.value for role in Role if role is not Role.OTHER)
 LEAST = {
     "lora_rank": 0, "length_tokens": 2, "batch_size": 1, "accumulate": 1, "steps": 0, "evaluate_every": 1,
     "patience": 0, "keep_checkpoints": 1, "held_out_tokens": 2, "devices": 1, "seed": 0,
-    "weight_decay": 0, "lora_alpha": 0,
+    "weight_decay": 0, "lora_alpha": 0, "router_weight": 0,
 }  # fmt: skip
 ABOVE = ("learning_rate", "temperature", "max_grad_norm", "epochs")
 OPTIONS = {"length_tokens": "--length", "roles": "--train"}
@@ -61,7 +63,7 @@ def plan_training(
     disk = 0
     if not findings:
         findings = [
-            *_role_findings(info, training, quantized),
+            *_role_findings(info, training),
             *_format_findings(plan, info, training, quantized),
         ]
         sizes = sizes_of(info, quantized, roles, teacher_bytes)
@@ -127,6 +129,9 @@ def _contradictions(training: Training) -> Iterator[Finding]:
         yield _error("TC-196", "--teacher", message, "use --method qad, or leave --teacher out")
     if training.method == "qat" and training.temperature != 1:
         yield _error("TC-196", "--temperature", "--method qat has no softmax of a teacher", "leave it out")
+    if training.method == "qat" and training.router_weight:
+        message = "--method qat has no routers of a teacher to follow"
+        yield _error("TC-196", "--router-weight", message, "use --method qad, or leave it out")
     if training.lora_alpha and not training.lora_rank:
         yield _error(
             "TC-196", "--lora-alpha", "there are no adapters to scale", "add --lora, or leave it out"
@@ -136,10 +141,12 @@ def _contradictions(training: Training) -> Iterator[Finding]:
         yield _error("TC-196", "--parallel", message, "give --devices N, or leave it out")
 
 
-def _role_findings(info: ModelInfo, training: Training, quantized: list[LinearInfo]) -> Iterator[Finding]:
+def _role_findings(info: ModelInfo, training: Training) -> Iterator[Finding]:
     """Whether what is to be trained exists, and adapters have a place there."""
     there = {info.part(tensor.name).role.value for tensor in info.tensors} - {Role.OTHER.value}
     unknown = [role for role in training.roles if role not in TRAINABLE_ROLES]
+    if training.router_weight and Role.ROUTER.value not in there:
+        yield _error("TC-196", "--router-weight", "the model has no routers", "leave it out")
     absent = [role for role in training.roles if role in TRAINABLE_ROLES and role not in there]
     if unknown or absent:
         message = "; ".join(
@@ -152,14 +159,15 @@ def _role_findings(info: ModelInfo, training: Training, quantized: list[LinearIn
         return
     if not training.lora_rank:
         return
-    adaptable = {item.part.role.value for item in quantized}
+    matrices = adaptable_linears(info)
+    adaptable = {item.part.role.value for item in matrices}
     odd = sorted(set(training.roles) - adaptable)
     if odd:
-        message = f"{', '.join(odd)} with --lora: adapters go on quantized matrices"
+        message = f"{', '.join(odd)} with --lora: adapters go on matrices, those of routers excepted"
         hint = f"train {', '.join(sorted(adaptable))}, or all of the weights without --lora"
         yield _error("TC-196", "--train", message, hint)
         return
-    adapted = [item for item in quantized if item.part.role.value in training.roles]
+    adapted = [item for item in matrices if item.part.role.value in training.roles]
     least = min(adapted, key=lambda item: min(item.out_features, item.in_features), default=None)
     if least is not None and training.lora_rank > min(least.out_features, least.in_features):
         shape = f"[{least.out_features}, {least.in_features}]"
@@ -178,10 +186,16 @@ def _format_findings(
         message = f"its {info.scheme.method} numbers become {', '.join(packed)} as they are: nothing of them is trained"
         yield _error("TC-191", info.source, message, "start from the BF16 release, or use another --format")
     recipe = get_recipe(plan.recipe, get_format(plan.format))
+    whole = {item.part.role.value for item in quantized} <= set(training.roles)
+    following = [
+        name
+        for name in plan.formats
+        if not (training.learned_scales and whole and get_format(name).learned_scales)
+    ]
     fixed = sorted(
         {
             item.name
-            for name in plan.formats
+            for name in following
             for item in recipe.for_format(name).ingredients
             if item.axis in FIXED_AXES
         }
@@ -206,8 +220,12 @@ def trainable_instead(plan: Plan) -> str:
     default = get_recipe(None, chosen)
     alike = [item.name for item in FORMATS if same_stored(item, chosen) and item.name != chosen.name]
     if any(item.axis in FIXED_AXES for item in default.ingredients):
-        return " or ".join([*(f"--format {name}" for name in alike[:1]), "--recipe max"])
-    return f"--recipe {'+'.join(kept) or default.name}"
+        found = " or ".join([*(f"--format {name}" for name in alike[:1]), "--recipe max"])
+    else:
+        found = f"--recipe {'+'.join(kept) or default.name}"
+    if all(get_format(name).learned_scales for name in plan.formats):
+        found += "; or with --learned-scales and all quantized roles, from what the recipe chose"
+    return found
 
 
 def _too_large(

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from math import ceil
 
-from toolchain.core.roles import Role
+from toolchain.core.roles import ASSIGNABLE, Role
 from toolchain.formats.base import DTYPE_BYTES
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.memory import mlp_width
@@ -56,7 +56,12 @@ class Sizes:
     """Experts that a token visits; 1 for a dense model."""
     vocabulary: int
     element: int
-    """Bytes of an element of the teacher's activations."""
+    """Bytes of an element of the teacher's activations under bf16."""
+
+
+def adaptable_linears(info: ModelInfo) -> list[LinearInfo]:
+    """Matrices that adapters may go on, quantized or not."""
+    return [item for item in info.linears if item.part.role in ASSIGNABLE]
 
 
 def sizes_of(
@@ -79,7 +84,9 @@ def sizes_of(
         parameters=info.parameters,
         trained=trained,
         adapted=tuple(
-            (item.out_features, item.in_features) for item in quantized if item.part.role.value in roles
+            (item.out_features, item.in_features)
+            for item in adaptable_linears(info)
+            if item.part.role.value in roles
         ),
         quantized=sum(rounded.values()),
         largest_layer=max(layers.values(), default=0),
@@ -114,7 +121,7 @@ def training_memory(sizes: Sizes, training: Training, *, on_host: bool = False) 
         "weights": ceil(F32 * (sizes.parameters + lora) / cut) + gathered,
         "gradients": ceil(F32 * trained / cut) + buckets,
         "optimizer": ceil(MOMENTS * F32 * trained / cut),
-        "teacher": ceil(sizes.teacher_bytes / cut) if has_teacher(training) else 0,
+        "teacher": ceil(_teacher(sizes, training) / cut) if has_teacher(training) else 0,
         "rounded weights": _rounded(sizes, training),
         "activations": _activations(sizes, training, tokens),
         "logits": _logits(sizes, training, tokens),
@@ -129,6 +136,11 @@ def training_disk(sizes: Sizes, training: Training, source_bytes: int) -> int:
     lora = sum(training.lora_rank * (rows + columns) for rows, columns in sizes.adapted)
     trained = lora if training.lora_rank else sizes.trained
     return 2 * source_bytes + (training.keep_checkpoints + 2) * (1 + MOMENTS) * F32 * trained
+
+
+def _teacher(sizes: Sizes, training: Training) -> float:
+    """Bytes of its weights: in float32 where the student computes in float32."""
+    return sizes.teacher_bytes * (F32 / sizes.element if training.precision == "fp32" else 1)
 
 
 def _rounded(sizes: Sizes, training: Training) -> int:
@@ -156,7 +168,8 @@ def _activations(sizes: Sizes, training: Training, tokens: int) -> int:
 def _logits(sizes: Sizes, training: Training, tokens: int) -> int:
     """Student's and their gradient, the teacher's, and the distributions of the loss."""
     element = DTYPE_BYTES["BF16"] if training.precision == "bf16" else F32
-    each = 2 * element + (sizes.element if has_teacher(training) else 0)
+    judged = element if training.precision == "fp32" else sizes.element
+    each = 2 * element + (judged if has_teacher(training) else 0)
     rows = min(tokens, LOSS_ROWS)
     return sizes.vocabulary * (tokens * each + rows * LOSS_COPIES * F32)
 

@@ -45,7 +45,7 @@ def train_control(
     """
     progress, asked = progress or Silent(), planned(plan)
     training = replace(
-        asked, method="qat", teacher="", temperature=1.0, patience=0, lora_rank=0, lora_alpha=0.0,
+        asked, method="qat", teacher="", temperature=1.0, router_weight=0.0, patience=0, lora_rank=0, lora_alpha=0.0,
         learned_scales=False, devices=1, accumulate=asked.accumulate * asked.devices,
     )  # fmt: skip
     source, target = resolve_model(plan.model), pick_device(device)

@@ -23,7 +23,7 @@ from toolchain.qat.run import explained_memory, planned, prepare_student, train_
 from toolchain.qat.session import Session, begun_with, open_session
 from toolchain.qat.state import TRAINED, restore_parameters
 from toolchain.qat.student import Student, load_start, make_student, save_start
-from toolchain.qat.teacher import load_teacher, needs_teacher, teacher_directory
+from toolchain.qat.teacher import load_teacher, needs_teacher, teacher_directory, teacher_dtype
 from toolchain.qat.trained import settle, write_trained
 
 ADAPTERS = "adapters"
@@ -56,9 +56,7 @@ def train(
     teacher_directory(training, source)
     sequences = load_sequences(training, source, progress)
     settings = begun_with(plan, sequences.identity)
-    with open_session(work, settings, restart=force, progress=progress) as session:
-        if from_step is not None:
-            session.drop_after(from_step)
+    with open_session(work, settings, restart=force, from_step=from_step, progress=progress) as session:
         options = {"device": device, "trust_remote_code": trust_remote_code, "progress": progress}
         job = _Job(plan=plan, session=session, sequences=sequences, options=options)
         with explained_memory(training):
@@ -162,7 +160,8 @@ class _Job:
         if needs_teacher(self.training):
             where = teacher_directory(self.training, student.source)
             code = self.options["trust_remote_code"]
-            loaded = load_teacher(where, device=device, trust_remote_code=code)
+            dtype = teacher_dtype(self.training)
+            loaded = load_teacher(where, device=device, dtype=dtype, trust_remote_code=code)
             teacher = Judged(run=loaded, inner=loaded)
         model: Any = student.model.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):

@@ -13,15 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.core.files import atomic_write_json
+from toolchain.core.processes import end_group, sigterm_raises
 from toolchain.core.progress import Progress, Silent
 from toolchain.plan.types import Plan
 from toolchain.qat import external
@@ -69,7 +66,7 @@ def launch(
     directory.mkdir(parents=True)
     atomic_write_json(directory / "job.json", job)
     atomic_write_json(directory / "accelerate.json", _settings(devices))
-    with (directory / LAUNCHER_LOG).open("wb") as log, _sigterm_raises():
+    with (directory / LAUNCHER_LOG).open("wb") as log, sigterm_raises():
         process = _spawn(_command(directory, devices), log)
         try:
             _follow(process, Receiver(progress or Silent()))
@@ -154,23 +151,12 @@ def _follow(process: subprocess.Popen[str], receiver: Receiver) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Close the pipe (the workers end), SIGTERM to the launcher, SIGKILL when that was not enough."""
+    """Close the pipe, on which the workers end, and end what is left."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
-    if process.poll() is None:
-        _signal(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        _signal(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+    end_group(process, GRACE_S)
 
 
 def _died(directory: Path, status: int) -> ToolchainError:
@@ -193,20 +179,3 @@ def _ended(who: str, how: str, said: str) -> ToolchainError:
         hint="SIGKILL is most often memory. The same command goes on from the newest checkpoint",
         code="TC-257",
     )
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM is Ctrl-C while inside, so that the processes are ended before we are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -16,7 +16,7 @@ from modelopt.torch.quantization.nn.modules.tensor_quantizer import StaticBlockS
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from toolchain.codecs import e2m1, get_codec
+from toolchain.codecs import compiled, e2m1, get_codec
 from toolchain.codecs.base import Calibrated
 from toolchain.core.errors import ToolchainError
 from toolchain.formats import get_format
@@ -58,41 +58,51 @@ class LearnedScaleQuantizer(StaticBlockScaleQuantizer):
         ratio = amax.detach().float() / (e2m1.E2M1_MAX * self.weight_scale_2)
         return ratio.clamp(e2m1.E4M3_TINY, e2m1.E4M3_MAX).to(torch.float8_e4m3fn)
 
-    def _block_scale_from_amax(self, amax: torch.Tensor, quantize: bool) -> torch.Tensor:
-        return _RoundScale.apply(amax, self)
-
-    def _cast_ste(self, inputs: torch.Tensor) -> torch.Tensor:
-        return _RoundCodes.apply(inputs)
-
     def _fake_quantize(self, inputs: torch.Tensor) -> torch.Tensor:
         blocks = inputs.reshape(-1, self.block_sizes[-1])
-        return super()._fake_quantize(blocks).reshape(inputs.shape)
+        pre, post = (_local(amax).reshape(-1) for amax in (self.amax_pre, self.amax_post))
+        found: torch.Tensor = _RoundUnderLearned.apply(blocks, pre, post, self)
+        return found.reshape(inputs.shape)
 
 
-class _RoundScale(torch.autograd.Function):
-    """amax -> E4M3 scale times tensor scale, float32; straight through, also beyond the range of E4M3: a block that
-    starts at its very end, as that of the largest weight does, could never learn otherwise."""
+class _RoundUnderLearned(torch.autograd.Function):
+    """Weights [blocks, elements], amax [blocks] under codes (fixed) and under values (learned) -> what is stored.
 
-    @staticmethod
-    def forward(ctx: Any, amax: torch.Tensor, quantizer: LearnedScaleQuantizer) -> torch.Tensor:
-        return quantizer.stored_scales(amax).float() * quantizer.weight_scale_2
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0] / e2m1.E2M1_MAX, None
-
-
-class _RoundCodes(torch.autograd.Function):
-    """Nearest E2M1 value; the gradient of ModelOpt's ``fp4_cast_ste``: straight through up to 6, 0 beyond."""
+    Straight through for weights up to 6 of their scale, 0 beyond, as ModelOpt's ``fp4_cast_ste`` has it; straight
+    through the rounding of scales, also beyond the range of E4M3: a block that starts at its very end, as that of the
+    largest weight does, could never learn otherwise.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inputs.abs() <= e2m1.E2M1_MAX)
-        return e2m1.round_values(inputs)
+    def forward(
+        ctx: Any,
+        blocks: torch.Tensor,
+        pre: torch.Tensor,
+        post: torch.Tensor,
+        quantizer: LearnedScaleQuantizer,
+    ) -> torch.Tensor:
+        scale_2 = quantizer.weight_scale_2
+        found = compiled.learned_nvfp4(blocks, pre, post, scale_2)
+        if found is None:
+            under, over = (quantizer.stored_scales(amax).float() * scale_2 for amax in (pre, post))
+            scaled = blocks.float() / under.unsqueeze(-1)
+            values, inside = e2m1.round_values(scaled), scaled.abs() <= e2m1.E2M1_MAX
+            found = values * over.unsqueeze(-1), values.to(blocks.dtype), inside, over / under
+        out, *saved = found
+        ctx.save_for_backward(*saved)
+        return out.to(blocks.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return gradients[0] * ctx.saved_tensors[0]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor, None]:
+        values, inside, slopes = ctx.saved_tensors
+        gradient = gradients[0].float()
+        of_post = (gradient * values).sum(-1).div_(e2m1.E2M1_MAX)
+        of_blocks = (gradient * slopes.unsqueeze(-1)).mul_(inside).to(gradients[0].dtype)
+        return of_blocks, None, of_post, None
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()

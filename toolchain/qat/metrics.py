@@ -13,9 +13,8 @@ from transformers.integrations import TensorBoardCallback
 
 from toolchain.core.files import atomic_write_text
 from toolchain.core.progress import Progress
+from toolchain.qat.files import METRICS, TENSORBOARD
 
-FILE = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 HELD_OUT = "held_out"
 """``kind`` of a line that an evaluation wrote; those of optimizer steps are ``step``."""
 
@@ -24,7 +23,7 @@ class MetricsLog:
     """One JSON object per line, appended as things happen: ``kind``, ``step`` and figures."""
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / FILE
+        self.path = directory / METRICS
 
     def truncate(self, step: int | None) -> None:
         """Drop what came after ``step`` (all for None), and a line that a kill cut off."""

@@ -43,6 +43,7 @@ def make_record(
         "best_step": best,
         "metric": deciding_metric(training),
         "held_out": {"before": evaluations[0], "best": evaluations[best]},
+        "curve": [{"step": step, **figures} for step, figures in sorted(evaluations.items())],
         "loss": {
             "first": steps[0]["loss"] if steps else None,
             "last_tenth": sum(line["loss"] for line in tail) / len(tail) if tail else None,

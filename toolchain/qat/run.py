@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolchain.codecs import compiled
 from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress, Silent
 from toolchain.modeling.loading import pick_device, quiet_transformers
@@ -20,16 +21,18 @@ from toolchain.plan.types import Plan
 from toolchain.qat.data import Sequences, load_sequences
 from toolchain.qat.metrics import Recorder, tensorboard
 from toolchain.qat.roles import trainable_parameters
+from toolchain.qat.routers import RouterLogits
 from toolchain.qat.session import Session
 from toolchain.qat.state import trained_parameters
 from toolchain.qat.student import Student, load_start
-from toolchain.qat.teacher import load_teacher, needs_teacher, teacher_directory
+from toolchain.qat.teacher import load_teacher, needs_teacher, teacher_directory, teacher_dtype
 from toolchain.quantize.precision import float32_matmuls
 
 
 def prepare_student(student: Student, progress: Progress | None = None) -> list[nn.Parameter]:
     """Freeze all but what the plan trains, with its adapters and learned scales; returns the trained weights."""
     training = planned(student.plan)
+    compiled.load()  # worth it in any training: thousands of small tensors are rounded in every step
     chosen = trainable_parameters(student, progress)
     if training.lora_rank:
         from toolchain.qat.lora import add_lora
@@ -74,9 +77,13 @@ def train_rank(
             teacher = load_teacher(
                 teacher_directory(training, source),
                 device=pick_device(held),
+                dtype=teacher_dtype(training),
                 trust_remote_code=trust_remote_code,
                 progress=progress,
             )
+        routers = None
+        if training.router_weight and teacher is not None:
+            routers = RouterLogits(student.model, student.family), RouterLogits(teacher, student.family)
         with float32_matmuls(allow_tf32=plan.calibration.allow_tf32):
             run_training(
                 student.model,
@@ -85,6 +92,7 @@ def train_rank(
                 training,
                 session,
                 device=target,
+                routers=routers,
                 sparse=frozenset(f"{path}.weight" for path in student.modules if plan.sparsity),
                 progress=progress,
             )
@@ -98,12 +106,14 @@ def run_training(
     session: Session,
     *,
     device: torch.device,
+    routers: tuple[RouterLogits, RouterLogits] | None = None,
     sparse: frozenset[str] = frozenset(),
     metric: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Train the parameters of ``model`` that ask for gradients; zeros of those named in ``sparse`` stay zeros.
 
+    ``routers``: of student and teacher, for a ``router_weight``.
     ``metric``: held-out figure that the best weights go by; None: ``kl`` where there is a teacher, else ``ce``.
     """
     from toolchain.qat.devices import TellShare
@@ -123,7 +133,13 @@ def run_training(
     )
     with _quiet_stdout(), prepared(model, teacher, training):
         trainer = make_trainer(
-            model, teacher, training, arguments, train=sequences.train, held_out=sequences.held_out
+            model,
+            teacher,
+            training,
+            arguments,
+            train=sequences.train,
+            held_out=sequences.held_out,
+            routers=routers,
         )
         if arguments.process_index == 0:
             step = int(newest.name.rpartition("-")[2]) if newest else None

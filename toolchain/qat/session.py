@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,10 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.files import atomic_write_json, lock, read_json
 from toolchain.core.progress import Progress
 from toolchain.plan.types import Plan
+from toolchain.qat.files import CHECKPOINTS, METRICS, SETTINGS, START, TENSORBOARD
 from toolchain.qat.identity import settings_of
 from toolchain.qat.metrics import MetricsLog
 from toolchain.qat.state import TRAINER_STATE, checkpoints
-
-SETTINGS, START, CHECKPOINTS = "settings.json", "start", "checkpoints"
-FREE = ("keep_checkpoints",)
-"""Fields of ``Training`` that change nothing about the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +69,17 @@ class Session:
 
 @contextmanager
 def open_session(
-    directory: Path, settings: dict[str, Any], *, restart: bool = False, progress: Progress
+    directory: Path,
+    settings: dict[str, Any],
+    *,
+    restart: bool = False,
+    from_step: int | None = None,
+    progress: Progress,
 ) -> Iterator[Session]:
     """The training in ``directory``, locked: begun now, or begun before with the same ``settings``.
 
     ToolchainError TC-256 names what is different, TC-008 when another process trains there; ``restart`` forgets what is
-    there instead.
+    there instead, ``from_step`` what came after that step.
     """
     directory.mkdir(parents=True, exist_ok=True)
     handle = os.open(directory, os.O_RDONLY)
@@ -92,6 +94,8 @@ def open_session(
             _clear(directory)
             atomic_write_json(file, settings)
         session = Session(directory=directory)
+        if from_step is not None:
+            session.drop_after(from_step)
         newest = session.newest()
         if newest is not None:
             progress.note(f"going on from {newest}")
@@ -102,9 +106,8 @@ def open_session(
 
 def begun_with(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:
     """Everything that the result of a training depends on, but versions; ``data``: identity of the sequences."""
-    training = asdict(plan.training) if plan.training else {}
-    kept = {name: value for name, value in training.items() if name not in FREE}
-    described: dict[str, Any] = _plain({**settings_of(plan), "training": kept, "data": data})
+    training = plan.training.deciding() if plan.training else {}
+    described: dict[str, Any] = _plain({**settings_of(plan), "training": training, "data": data})
     return described
 
 
@@ -141,7 +144,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _clear(directory: Path) -> None:
     """Remove what a training writes, and only that: a directory given by mistake must not lose its files."""
-    for name in (START, CHECKPOINTS, "tensorboard"):
+    for name in (START, CHECKPOINTS, TENSORBOARD):
         shutil.rmtree(directory / name, ignore_errors=True)
-    for name in (SETTINGS, "metrics.jsonl"):
+    for name in (SETTINGS, METRICS):
         (directory / name).unlink(missing_ok=True)

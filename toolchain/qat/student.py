@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolchain.codecs import get_codec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import atomic_directory, atomic_write_json, hash_tree, read_json
 from toolchain.core.progress import Progress, Silent
@@ -53,6 +54,8 @@ class Student:
     """``coverage.json`` of calibration; None when no expert was counted."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """Of calibration, as ``quantize.json`` has it before files are written; ``details`` are in it."""
+    chosen: frozenset[str] = frozenset()
+    """Module paths of matrices that begin at values which the recipe chose."""
 
 
 def make_student(
@@ -64,18 +67,12 @@ def make_student(
 ) -> Student:
     """Calibrate ``plan.model`` from scratch.
 
-    ToolchainError TC-250 when the recipe chose codes or scales already, TC-202 when a matrix lacks an input range.
+    Where the recipe chose codes, targets or block scales, and scales are learned, matrices begin at the values that it
+    would store. ToolchainError TC-250 when it did and they are not, TC-202 when a matrix lacks an input range.
     """
     progress = progress or Silent()
     done = calibrate(plan, device=device, trust_remote_code=trust_remote_code, progress=progress)
     applied, family = done.exporter.applied, done.exporter.family
-    if applied.packed:
-        raise ToolchainError(
-            f"recipe {plan.recipe} chose the codes or scales of {len(applied.packed)} matrices after calibration, so "
-            f"training could not change them",
-            hint="train under --recipe max, or one of transforms and input scales alone (awq, smoothquant, headroom)",
-            code="TC-250",
-        )
     modules = quantizers.planned_modules(done.model, plan, family)
     for path, name in modules.items():  # what packing would miss after hours of training
         linear = done.model.get_submodule(path)
@@ -90,11 +87,36 @@ def make_student(
         details=applied.details,
         coverage=done.coverage,
         manifest=done.manifest,
+        chosen=frozenset(applied.packed),
     )
-    return _ready(student)
+    _require_trainable(student)
+    _ready(student)
+    with torch.no_grad():
+        for path, tensors in applied.packed.items():
+            linear = student.model.get_submodule(path)
+            linear.weight.copy_(get_codec(modules[path]).unpack(tensors, torch.float32))
+            linear.weight_quantizer.enable()
+    return student
 
 
-def _ready(student: Student) -> Student:
+def _require_trainable(student: Student) -> None:
+    """ToolchainError TC-250 unless the block scales of all matrices that the recipe chose are learned, and go on from
+    there. Scales that follow the weights would not be its own, nor the codes under them."""
+    from toolchain.qat.learned_scales import learnable
+
+    learned = student.plan.training is not None and student.plan.training.learned_scales
+    left = sorted(student.chosen - set(learnable(student) if learned else ()))
+    if left:
+        raise ToolchainError(
+            f"recipe {student.plan.recipe} chose the codes or scales of {len(left)} matrices after calibration, "
+            f"{left[0]} for one, and training would not begin there",
+            hint="for NVFP4 add --learned-scales and train all quantized roles; else use --recipe max, or transforms "
+            "and input scales alone (awq, smoothquant, headroom)",
+            code="TC-250",
+        )
+
+
+def _ready(student: Student) -> None:
     """Float32, each parameter with memory of its own, ranges following the weights.
 
     Unfused experts of a float32 source are views of one tensor, which neither safetensors nor an optimizer that cuts
@@ -106,7 +128,6 @@ def _ready(student: Student) -> Student:
             if parameter.untyped_storage().nbytes() != parameter.nbytes or not parameter.is_contiguous():
                 parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     current_ranges.follow(student.model, student.modules)
-    return student
 
 
 def save_start(student: Student, directory: Path) -> None:
@@ -129,16 +150,18 @@ def save_start(student: Student, directory: Path) -> None:
             "details": student.details,
             "coverage": student.coverage,
             "manifest": student.manifest,
+            "chosen": sorted(student.chosen),
             "files": hash_tree(partial),
         }
         atomic_write_json(partial / ABOUT, about)
 
 
 def _changed_by_calibration(student: Student) -> set[str]:
-    """Names of parameters that differ from the source before the first step: channel scales, or zeros."""
+    """Names of parameters that differ from the source before the first step: channel scales, order, zeros."""
     linears: list[Any] = [student.model.get_submodule(path) for path in student.modules]
     scaled = any(linear.input_quantizer.pre_quant_scale is not None for linear in linears)
-    if not (scaled or student.folded_norms or student.plan.sparsity):
+    reordered = "arranged" in student.details
+    if not (scaled or reordered or student.chosen or student.folded_norms or student.plan.sparsity):
         return set()
     return {f"{path}.weight" for path in (*student.modules, *student.folded_norms)}
 
@@ -170,15 +193,17 @@ def load_start(
     (progress or Silent()).note(f"loading {source}")
     student = uncalibrated(plan, source, device=device, trust_remote_code=trust_remote_code)
     quantizer_state.restore(student.model, load_file(directory / quantizer_state.FILE))
+    _ready(student)  # before weights are restored: what a recipe chose is no bfloat16
     with torch.no_grad():
         for name, tensor in load_file(directory / WEIGHTS).items():
             student.model.get_parameter(name).copy_(tensor)
     return replace(
-        _ready(student),
+        student,
         folded_norms=frozenset(about["folded_norms"]),
         details=about["details"],
         coverage=about["coverage"],
         manifest=about["manifest"],
+        chosen=frozenset(about.get("chosen", ())),  # absent: begun before recipes could choose,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from toolchain.codecs import e2m1, fp8, mx
+from toolchain.codecs import compiled, e2m1, fp8, mx
 from toolchain.codecs.base import scales_of
 from toolchain.core.errors import ToolchainError
 
@@ -114,7 +114,9 @@ def _round_dynamic_blocks(inputs: torch.Tensor, quantizer: Any, blocks: dict[Any
     if kind == (E2M1, E4M3):
         amax = quantizer.amax if quantizer.amax is not None else inputs.abs().amax()
         scale = e2m1.global_scale_fp8 if quantizer.backend_extra_args else e2m1.global_scale
-        return e2m1.fake_quantize(inputs, scale(amax.to(inputs.device)), blocks[-1])
+        scale_2 = scale(amax.to(inputs.device))
+        found = compiled.fake_nvfp4(inputs, scale_2, blocks[-1])
+        return e2m1.fake_quantize(inputs, scale_2, blocks[-1]) if found is None else found
     if kind == (E2M1, E8M0):
         return mx.fake_quantize_fp4(inputs)
     if kind == (E4M3, E8M0):

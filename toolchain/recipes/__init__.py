@@ -5,7 +5,7 @@ from __future__ import annotations
 from toolchain.core.errors import UsageError
 from toolchain.core.lookup import pick
 from toolchain.formats.base import Format
-from toolchain.recipes.base import AXES, GRAM_BUDGET_BYTES, Axis, Ingredient, Recipe
+from toolchain.recipes.base import AXES, GRAM_BUDGET_BYTES, SAMPLE_TOKENS, Axis, Ingredient, Recipe
 from toolchain.recipes.best import BEST
 from toolchain.recipes.ingredients import INGREDIENTS
 
@@ -67,6 +67,7 @@ __all__ = [
     "GRAM_BUDGET_BYTES",
     "INGREDIENTS",
     "MAX",
+    "SAMPLE_TOKENS",
     "Axis",
     "Ingredient",
     "Recipe",

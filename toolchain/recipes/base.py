@@ -9,15 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Axis = Literal["transform", "target", "scales", "rounding", "inputs"]
-"""What an ingredient decides: how channels are rescaled before quantization, which weights rounding aims at, how
-weight scales are chosen, how codes are rounded, and how input scales follow from the calibrated range. A recipe has at
-most one ingredient per axis."""
+Axis = Literal["order", "transform", "target", "scales", "rounding", "inputs"]
+"""What an ingredient decides: where channels lie, how they are rescaled before quantization, which weights rounding
+aims at, how weight scales are chosen, how codes are rounded, and how input scales follow from the calibrated range. A
+recipe has at most one ingredient per axis."""
 
-AXES: tuple[Axis, ...] = ("transform", "target", "scales", "rounding", "inputs")
+AXES: tuple[Axis, ...] = ("order", "transform", "target", "scales", "rounding", "inputs")
 
 GRAM_BUDGET_BYTES = 4 * 1024**3
 """Gram matrices ([K, K] float32 per input) held at once; a layer that needs more is observed several times."""
+
+SAMPLE_TOKENS = 512
+"""Inputs of one MLP that an order of its channels is chosen by, at most four times as many held until all came: on the
+demo twice as many won nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,8 @@ class Ingredient:
     """Formats whose numbers it can choose."""
     needs_data: bool = True
     """False when weights alone decide."""
+    needs_moments: bool = True
+    """Of those that need data: False when second moments of the inputs do not tell its error."""
     source: str = ""
     """Paper or ModelOpt algorithm."""
 
@@ -49,9 +55,16 @@ class Recipe:
         return any(item.needs_data for item in self.ingredients)
 
     @property
-    def needs_gram(self) -> bool:
-        """True when errors are those of outputs: the second moments of every input are collected, layer by layer."""
+    def walks(self) -> bool:
+        """True when errors are those of outputs: every layer is looked at on what the layers before it ship."""
         return any(item.needs_data and item.axis != "inputs" for item in self.ingredients)
+
+    @property
+    def needs_gram(self) -> bool:
+        """True when the second moments of every input are collected on that walk."""
+        return any(
+            item.needs_data and item.axis != "inputs" and item.needs_moments for item in self.ingredients
+        )
 
     def on(self, axis: Axis) -> str | None:
         """Name of the ingredient that decides ``axis``; None for the plain way."""

@@ -25,6 +25,14 @@ INGREDIENTS: tuple[Ingredient, ...] = (
         source="SmoothQuant, arXiv 2211.10438",
     ),
     Ingredient(
+        name="arrange",
+        title="order and power of two of each channel between up and down, so that neighbours round well together",
+        axis="order",
+        # Not w4a8_nvfp4_fp8: its weights lie in blocks of 32, its inputs in none.
+        formats=("nvfp4", "w4a16_nvfp4"),
+        needs_moments=False,
+    ),
+    Ingredient(
         name="compensate",
         title="aim at the weights that do best on the inputs they will really get: rounded, behind quantized ones",
         axis="target",

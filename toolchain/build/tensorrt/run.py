@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from toolchain.core.errors import ToolchainError
+from toolchain.core.processes import end_group, sigterm_raises
 from toolchain.core.progress import Progress
 
 GRACE_S = 5.0
@@ -78,7 +75,7 @@ def run_build(
     started = time.monotonic()
     log = BuildLog()
     late = threading.Event()
-    with log_file.open("w", encoding="utf-8") as kept, _sigterm_raises():
+    with log_file.open("w", encoding="utf-8") as kept, sigterm_raises():
         process = _spawn(command)
         watchdog = threading.Timer(timeout_s, _end_late, (process, late))
         watchdog.daemon = True
@@ -90,7 +87,7 @@ def run_build(
             status = process.wait()
         finally:
             watchdog.cancel()
-            end_group(process)
+            end_group(process, GRACE_S)
     if late.is_set():
         raise _failed(f"took longer than {timeout_s:g} s and was ended", log, log_file)
     if status:
@@ -129,45 +126,7 @@ def _ready_ranks(
 
 def _end_late(process: subprocess.Popen[str], late: threading.Event) -> None:
     late.set()
-    end_group(process)
-
-
-def end_group(process: subprocess.Popen[str]) -> None:
-    """SIGTERM to all processes of the build, SIGKILL to those that are left after a moment."""
-    _signal_group(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
-    deadline = time.monotonic() + GRACE_S
-    while _signal_group(process.pid, 0) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal_group(group: int, number: int) -> bool:
-    """Whether there was anybody to signal."""
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM is Ctrl-C while inside, so that the build is ended before we are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    end_group(process, GRACE_S)
 
 
 def _failed(what: str, log: BuildLog, log_file: Path) -> ToolchainError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from toolchain.checkpoint.audit.arranged import RECIPE, ArrangedSource
 from toolchain.checkpoint.audit.rounding import Error, compare
 from toolchain.checkpoint.audit.sparsity import claimed, pruned_source
 from toolchain.checkpoint.audit.subject import Subject
@@ -83,6 +84,9 @@ class Comparison:
     def _quantized(self) -> Iterator[Finding]:
         recipe, zeros = _recipe(self.subject), claimed(self.subject)
         modules = [name for name in self.subject.quantized if f"{name}.weight" in self._sources()]
+        moved = ArrangedSource(self.subject.family) if recipe is None or RECIPE in recipe.split("+") else None
+        if moved is not None:
+            modules.sort(key=lambda name: (self.subject.part(name).layer or 0, moved.part(name) or 0))
         for module in self.progress.track(modules, description="decode and compare", total=len(modules)):
             found = self.subject.format_of(module)
             if found is None:
@@ -93,6 +97,10 @@ class Comparison:
                     if zeros is not None:
                         weight = pruned_source(zeros, found, tensors["weight"], weight)
                     error = compare(found, tensors, weight, factor)
+                    beyond = not error.relative <= error.bound * SLACK + BF16
+                    if moved is not None and (beyond or moved.expects(name)):
+                        weight = moved.arranged(name, found, tensors, weight)
+                        error = compare(found, tensors, weight, factor)
                 except (RuntimeError, KeyError, ValueError, IndexError) as reason:
                     # Wrong shapes and missing scales are findings of their own.
                     message = f"cannot be decoded: {str(reason).splitlines()[0]}"

@@ -116,10 +116,16 @@ CODES: dict[str, tuple[str, str]] = {
         "The saved block scales are of other matrices than this plan's. Start the training anew, or give the directory "
         "that belongs to the plan.",
     ),
+    "TC-266": (
+        "Teacher and student have other routers",
+        "--router-weight compares the routers layer by layer, expert by expert. Leave it out with a teacher of another "
+        "make.",
+    ),
     "TC-250": (
         "The recipe cannot be trained under",
-        "It chooses codes, block scales or target weights after calibration, which training would have to undo. Use "
-        "--recipe max, or transforms and input scales alone (awq, smoothquant, headroom, pinned).",
+        "It chooses codes, block scales or target weights after calibration, which scales that follow the weights "
+        "would undo. For NVFP4 add --learned-scales and train all quantized roles; else use --recipe max, or "
+        "transforms and input scales alone (awq, smoothquant, headroom, pinned).",
     ),
     "TC-251": (
         "Nothing of the model has the role that is to be trained",

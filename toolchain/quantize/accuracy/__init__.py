@@ -18,7 +18,7 @@ from toolchain.families import Family
 from toolchain.formats import get_format
 from toolchain.plan.types import Plan
 from toolchain.quantize import quantizers, scales
-from toolchain.quantize.accuracy import channels, weights
+from toolchain.quantize.accuracy import arrange, channels, weights
 from toolchain.quantize.accuracy.groups import Group, find_groups
 from toolchain.quantize.accuracy.layers import Arguments, HeldHidden, LayerWalk, enter
 from toolchain.quantize.accuracy.observing import observe, stages
@@ -40,12 +40,12 @@ class Applied:
 
 def walks(recipe: Recipe, formats: Iterable[str]) -> bool:
     """True when ``recipe`` must see what each layer computes, for modules of some of these formats."""
-    return decides(recipe) and any(recipe.for_format(name).needs_gram for name in formats)
+    return decides(recipe) and any(recipe.for_format(name).walks for name in formats)
 
 
 def decides(recipe: Recipe) -> bool:
     """True when anything is left to choose after ModelOpt's calibration."""
-    return bool(recipe.on("transform")) or weights.chooses_weights(recipe)
+    return bool(recipe.on("order") or recipe.on("transform")) or weights.chooses_weights(recipe)
 
 
 MakeWalk = Callable[[bool], LayerWalk]
@@ -71,7 +71,9 @@ def apply_recipe(
     if not decides(recipe):
         return applied
     groups = find_groups(model, modules, family)
-    work = _Work(model, recipe, applied, hold_zeros=plan.sparsity is not None)
+    work = _Work(
+        model, recipe, applied, modules, seed=plan.calibration.seed, hold_zeros=plan.sparsity is not None
+    )
     if make_walk is None and not walks(recipe, {group.format for group in groups}):
         for group in progress.track(groups, description=f"recipe {recipe.name}", total=len(groups)):
             work.choose(group)
@@ -105,20 +107,39 @@ class _Work:
     model: nn.Module
     recipe: Recipe
     applied: Applied
+    modules: dict[str, str]
+    seed: int
     hold_zeros: bool
 
     def layer(self, parts: list[list[Group]], walk: LayerWalk) -> None:
         """Choose for the groups of one layer, part by part: a later part sees what was chosen for an earlier one."""
         undecided = {path for part in parts for group in part for path in group.paths}
+        self.arrange(undecided, walk)
         for part in parts:
             for batch in _batches(self.model, part, 4 if walk.before is not None else 1):
                 wanted = [group for group in batch if self.recipe.for_format(group.format).needs_gram]
-                with _plain_weights(self.model, undecided):
-                    observe(self.model, wanted, walk)
+                if wanted:
+                    with _plain_weights(self.model, undecided):
+                        observe(self.model, wanted, walk)
                 for group in batch:
                     self.choose(group)
                     if walk.before is not None:
                         undecided -= set(group.paths)
+
+    def arrange(self, inside: set[str], walk: LayerWalk) -> None:
+        """Before anything is chosen: where channels lie decides about all the rest."""
+        formats = {name for name in self.modules.values() if self.recipe.for_format(name).on("order")}
+        if not formats:
+            return
+        mine = {path: name for path, name in self.modules.items() if path in inside}
+        with _plain_weights(self.model, inside):
+            left = arrange.arrange(self.model, arrange.gated_mlps(mine, self.model, formats), walk, self.seed)
+        if left:
+            mean = round(sum(left.values()) / len(left), 4)
+            self.applied.details.setdefault("arranged", {})[walk.path] = {
+                "mlps": len(left),
+                "error_left": mean,
+            }
 
     def choose(self, group: Group) -> None:
         recipe = self.recipe.for_format(group.format)

@@ -14,6 +14,8 @@ from toolchain.quantize import scales
 from toolchain.quantize.accuracy import awq, smoothquant
 from toolchain.quantize.accuracy.groups import Group
 
+SEARCHES = {"awq": awq.search, "smoothquant": smoothquant.search}
+
 
 def transform(model: nn.Module, group: Group, method: str) -> float | None:
     """Search and apply the scale of ``group`` in place; returns its alpha.
@@ -24,8 +26,7 @@ def transform(model: nn.Module, group: Group, method: str) -> float | None:
     if not group.statistics.tokens:
         apply(model, group, torch.ones(weights[0].shape[1], device=weights[0].device))
         return None
-    search = awq.search if method == "awq" else smoothquant.search
-    scale, alpha = search(weights, group.statistics)
+    scale, alpha = SEARCHES[method](weights, group.statistics)
     apply(model, group, scale)
     return alpha
 

@@ -46,7 +46,7 @@ class LayerPieces:
         path = source.family.to_module(item.module)
         return (
             path not in modules
-            and self._recipe.for_format(item.format).on("transform") is None
+            and not any(self._recipe.for_format(item.format).on(axis) for axis in ("order", "transform"))
             and not source.rows.casts(item.name, item.format)
             and {spec.name for spec in item.outputs} == _plain(item)
         )

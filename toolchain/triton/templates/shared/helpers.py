@@ -26,7 +26,7 @@ FLAGS = (
     "return_num_output_tokens",
     "stop",
 )
-FINAL_AFTER_ERROR_S = 0.3
+FINAL_AFTER_ERROR_S = 1.0
 """How long after an error its final flag is sent to a client that stays, in seconds; /generate answers only then."""
 FINAL_AFTER_LEAVING_S = 0.05
 """The same, in seconds after its client was found to have gone."""
