@@ -4,6 +4,7 @@ Runs inside Triton's Python stub: standard library, numpy and triton_python_back
 checks neither that text_input is there nor that every tensor has one element, so everything is checked here.
 """
 
+import contextlib
 import json
 import queue
 import threading
@@ -26,12 +27,13 @@ FLAGS = (
     "return_num_output_tokens",
     "stop",
 )
-FINAL_AFTER_ERROR_S = 1.0
-"""How long after an error its final flag is sent to a client that stays, in seconds; /generate answers only then."""
+ASK_S = 0.01
+"""How often a client that was told an error is asked whether it has gone, in seconds."""
+QUESTIONS = 100
+"""After so many, a second at least, its final flag is sent to a client that stays; /generate answers only then. Counted,
+not timed: where a machine stands still for a second, so does the client that was about to leave."""
 FINAL_AFTER_LEAVING_S = 0.05
 """The same, in seconds after its client was found to have gone."""
-ASK_S = 0.01
-"""How often that is asked, in seconds."""
 KINDS = {int: "iu", float: "fiu", bool: "b"}
 """Python type -> ``kind`` of the numpy dtypes that hold its values."""
 
@@ -188,20 +190,25 @@ _END_LATER = queue.SimpleQueue()
 
 
 def _end_later():
-    waiting = {}  # Answer -> when to end it
-    asked = {}  # those whose client had not gone yet
+    asked = {}  # Answer -> how often its client was asked
+    left = {}  # Answer -> when to end it
+    next_s = 0.0
     while True:
-        try:
-            answer = _END_LATER.get(timeout=ASK_S if waiting else None)
-            waiting[answer] = asked[answer] = time.monotonic() + FINAL_AFTER_ERROR_S
-        except queue.Empty:
-            pass
-        for answer in [answer for answer in asked if answer.is_left()]:
-            del asked[answer]
-            waiting[answer] = time.monotonic() + FINAL_AFTER_LEAVING_S
-        for answer in [answer for answer, when in waiting.items() if when <= time.monotonic()]:
-            del waiting[answer]
+        with contextlib.suppress(queue.Empty):
+            asked[_END_LATER.get(timeout=ASK_S if asked or left else None)] = 0
+        if time.monotonic() < next_s:
+            continue
+        next_s = time.monotonic() + ASK_S
+        for answer in list(asked):
+            asked[answer] += 1
+            if answer.is_left():
+                del asked[answer]
+                left[answer] = time.monotonic() + FINAL_AFTER_LEAVING_S
+        ended = [answer for answer, count in asked.items() if count >= QUESTIONS]
+        ended += [answer for answer, when in left.items() if when <= time.monotonic()]
+        for answer in ended:
             asked.pop(answer, None)
+            left.pop(answer, None)
             answer.end()
 
 
@@ -254,7 +261,8 @@ class Answer:
         with self._lock:
             try:
                 return self._sender.is_cancelled()
-            except pb_utils.TritonModelException:
+            except Exception as error:  # of one answer: the thread that asks ends all others, too
+                pb_utils.Logger.log_warn(f"whether a client has gone cannot be asked: {error}")
                 return False
 
     def is_cancelled(self):
@@ -268,5 +276,5 @@ class Answer:
                 self._sender.send(flags=flags)
             else:
                 self._sender.send(response, flags=flags)
-        except pb_utils.TritonModelException as error:
+        except Exception as error:
             pb_utils.Logger.log_warn(f"an answer could not be sent: {error}")
