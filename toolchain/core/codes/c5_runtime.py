@@ -54,6 +54,11 @@ CODES: dict[str, tuple[str, str]] = {
         "A message to the worker cannot be understood",
         "Messages are JSON objects, one per line; toolchain/runtime/README.md lists them.",
     ),
+    "TC-516": (
+        "The fused kernels cannot run these weights",
+        "They multiply gate and up with one input, which must be scaled in one way. Run the engine with decoded weights: "
+        "--kernels off.",
+    ),
     "TC-512": (
         "The request waited too long",
         "It got no free row within --max-queue-s. Send again later, send fewer requests at a time, or run the engine "

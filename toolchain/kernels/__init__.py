@@ -1,0 +1,1 @@
+"""Fused MoE kernels in the Triton language: quantized weights stay packed, and are decoded in registers."""

@@ -1,0 +1,305 @@
+"""The dequantizing matrix product, for the experts of a layer and for single Linears.
+
+out[row] = activation(factor * sum_k decode(weight[expert(row)])[:, k] * x[row, k] + bias) * routing weight
+
+Weights are the left operand: on Hopper decoded weights go from registers straight into wgmma, whose other operand, the
+inputs, may be as few as 8 rows in the instruction: a batch of one wastes the least. The accumulator is therefore
+[BLOCK_N, BLOCK_M], and is turned round in the epilogue.
+"""
+
+import triton
+import triton.language as tl
+
+from toolchain.kernels import decode
+
+
+@triton.jit
+def activate(gate, up, CLAMPED: tl.constexpr, alpha, limit):
+    """SiLU(gate) * up; or gpt-oss's, clamped: (up + 1) * gate * sigmoid(alpha * gate)."""
+    if CLAMPED:
+        gate = tl.minimum(gate, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit)
+        return (up + 1.0) * (gate * (1.0 / (1.0 + tl.exp(-alpha * gate))))
+    return gate * (1.0 / (1.0 + tl.exp(-gate))) * up
+
+
+@triton.jit
+def _spread(scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS / 16] -> [ROWS, COLUMNS], each 16 times."""
+    wide = tl.broadcast_to(scale[:, :, None], (ROWS, COLUMNS // 16, 16))
+    return tl.reshape(wide, (ROWS, COLUMNS))
+
+
+@triton.jit
+def packed_matmul(
+    x,
+    x_scale,
+    weight,
+    scale,
+    factor,
+    bias,
+    channel,
+    routing,
+    order,
+    block_expert,
+    block_begin,
+    block_rows,
+    out,
+    rows,
+    N,
+    K,
+    x_stride,
+    x_scale_stride,
+    weight_stride,
+    expert_stride,
+    scale_stride,
+    expert_scale_stride,
+    out_stride,
+    alpha,
+    limit,
+    CODE: tl.constexpr,
+    SCALES: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROUNDED: tl.constexpr,
+    ROUTED: tl.constexpr,
+    X_DIV: tl.constexpr,
+    X_SCALE_GROUPS: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """x [X, K] (bfloat16, or E4M3 with ``x_scale``), rows of it by ``order`` // X_DIV; out [rows, N or N / 2].
+
+    ``scale`` of NVFP4 is int16: the two scales of a unit of 32 at once. CODE: "e2m1", "int4", "e4m3", or "e4m3x" where
+    E4M3 is multiplied as it is. SCALES: of Kind. ROUNDED: ``x_scale`` is there: per row of x, or per row and 128
+    columns (X_SCALE_GROUPS). With SPLIT_K > 1 each of SPLIT_K programs adds up its part of K and writes float32
+    [SPLIT_K, rows, N], which ``finish`` goes on with.
+    """
+    pid = tl.program_id(0)
+    part = tl.program_id(1)
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    blocks_m = tl.num_programs(0) // blocks_n
+    # Programs that run together share blocks of weights and of inputs.
+    in_group = GROUP_M * blocks_n
+    first_m = pid // in_group * GROUP_M
+    size_m = tl.minimum(blocks_m - first_m, GROUP_M)
+    block_m = first_m + (pid % in_group) % size_m
+    block_n = (pid % in_group) // size_m
+
+    if ROUTED:
+        expert = tl.load(block_expert + block_m).to(tl.int64)
+        if expert < 0:
+            return
+        begin = tl.load(block_begin + block_m)
+        count = tl.load(block_rows + block_m)
+        lanes = tl.arange(0, BLOCK_M)
+        valid_m = lanes < count
+        row = tl.load(order + begin + lanes, mask=valid_m, other=0).to(tl.int64)
+    else:
+        expert = tl.zeros((), tl.int64)
+        lanes = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        valid_m = lanes < rows
+        row = tl.where(valid_m, lanes, 0).to(tl.int64)
+    x_row = row // X_DIV
+
+    n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid_n = n < N
+    # Rows beyond the last one read the last one again, which is thrown away.
+    n_safe = tl.minimum(n, N - 1).to(tl.int64)
+
+    FOUR: tl.constexpr = CODE == "e2m1" or CODE == "int4"
+    STEP: tl.constexpr = BLOCK_K // 2 if FOUR else BLOCK_K
+    columns = tl.arange(0, STEP)
+    if FOUR:
+        # Of the elements in low nibbles; those in high ones follow 16 further on.
+        k_low = columns // 16 * 32 + columns % 16
+    else:
+        k_low = columns
+    weight_row = weight + expert * expert_stride + n_safe[:, None] * weight_stride
+    if SCALES == "block":
+        if GATED:
+            scale_n = n_safe // 2 // 128 * 2 + n_safe % 2
+        else:
+            scale_n = n_safe // 128
+    else:
+        scale_n = n_safe
+    if SCALES != "none":
+        scale_row = scale + expert * expert_scale_stride + scale_n * scale_stride
+
+    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
+    k_begin = part * steps * BLOCK_K
+    k_end = tl.minimum(K, k_begin + steps * BLOCK_K)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for k in range(k_begin, k_end, BLOCK_K):
+        x_pointers = x + x_row[None, :] * x_stride + (k + k_low)[:, None]
+        if EVEN_K:
+            x_low = tl.load(x_pointers, mask=valid_m[None, :], other=0)
+        else:
+            x_low = tl.load(x_pointers, mask=valid_m[None, :] & ((k + k_low) < K)[:, None], other=0)
+        if CHANNEL:
+            channel_low = tl.load(channel + expert * K + k + k_low, mask=(k + k_low) < K, other=0.0)
+            if WIDE:
+                x_low = x_low.to(tl.float32) * channel_low.to(tl.float32)[:, None]
+            else:
+                x_low = x_low * channel_low[:, None]
+        if FOUR:
+            if EVEN_K:
+                x_high = tl.load(x_pointers + 16, mask=valid_m[None, :], other=0)
+                codes = tl.load(weight_row + (k // 2 + columns)[None, :])
+            else:
+                x_high = tl.load(
+                    x_pointers + 16, mask=valid_m[None, :] & ((k + k_low + 16) < K)[:, None], other=0
+                )
+                codes = tl.load(
+                    weight_row + (k // 2 + columns)[None, :], mask=((k + k_low) < K)[None, :], other=0
+                )
+            if CHANNEL:
+                channel_high = tl.load(
+                    channel + expert * K + k + k_low + 16, mask=(k + k_low + 16) < K, other=0.0
+                )
+                if WIDE:
+                    x_high = x_high.to(tl.float32) * channel_high.to(tl.float32)[:, None]
+                else:
+                    x_high = x_high * channel_high[:, None]
+            codes = codes.to(tl.int32)
+            low, high = codes & 15, codes >> 4
+            if CODE == "e2m1":
+                unit = k // 32 + tl.arange(0, STEP // 16)
+                if EVEN_K:
+                    pair = tl.load(scale_row[:, None] + unit[None, :])
+                else:
+                    pair = tl.load(scale_row[:, None] + unit[None, :], mask=(unit * 32 < K)[None, :], other=0)
+                pair = pair.to(tl.int32)
+                scale_low = _spread(decode.group_scale(pair & 0xFF, SCALES == "e8m0", WIDE), BLOCK_N, STEP)
+                if GROUP == 16:
+                    high_scale = decode.group_scale((pair >> 8) & 0xFF, False, WIDE)
+                    scale_high = _spread(high_scale, BLOCK_N, STEP)
+                else:
+                    scale_high = scale_low
+                w_low = decode.e2m1(low, scale_low, WIDE)
+                w_high = decode.e2m1(high, scale_high, WIDE)
+            else:
+                w_low = decode.int4(low, WIDE)
+                w_high = decode.int4(high, WIDE)
+            if WIDE:
+                x_low, x_high = x_low.to(tl.float32), x_high.to(tl.float32)
+            if SCALES == "float32":
+                sums = tl.dot(w_low, x_low, input_precision="ieee")
+                sums = tl.dot(w_high, x_high, sums, input_precision="ieee")
+                acc += sums * tl.load(scale_row + k // 128)[:, None]
+            else:
+                acc = tl.dot(w_low, x_low, acc, input_precision="ieee")
+                acc = tl.dot(w_high, x_high, acc, input_precision="ieee")
+        else:
+            if EVEN_K:
+                codes = tl.load(weight_row + (k + columns)[None, :])
+            else:
+                codes = tl.load(
+                    weight_row + (k + columns)[None, :], mask=((k + columns) < K)[None, :], other=0
+                )
+            if CODE == "e4m3":
+                w = decode.e4m3(codes.to(tl.int32), WIDE)
+                if ROUNDED:
+                    x_low = decode.e4m3(x_low.to(tl.int32), WIDE)
+                elif WIDE:
+                    x_low = x_low.to(tl.float32)
+            else:
+                w = codes.to(tl.float8e4nv, bitcast=True)
+                x_low = x_low.to(tl.float8e4nv, bitcast=True)
+            if SCALES == "block" or X_SCALE_GROUPS:
+                # A block of 128 at a time: the sums under one scale stay short enough for FP8 tensor cores, too.
+                sums = tl.dot(w, x_low, input_precision="ieee")
+                if SCALES == "block":
+                    sums = sums * tl.load(scale_row + k // 128)[:, None]
+                if X_SCALE_GROUPS:
+                    x_factor = tl.load(x_scale + x_row * x_scale_stride + k // 128, mask=valid_m, other=0.0)
+                    sums = sums * x_factor[None, :]
+                acc += sums
+            elif CODE == "e4m3x":
+                # FP8 tensor cores of Hopper keep about 14 bits of a sum: short sums, added up in float32.
+                acc += tl.dot(w, x_low)
+            else:
+                acc = tl.dot(w, x_low, acc, input_precision="ieee")
+
+    acc = acc * tl.load(factor + expert * N + n_safe)[:, None]
+    if ROUNDED and not X_SCALE_GROUPS:
+        acc = acc * tl.load(x_scale + x_row * x_scale_stride, mask=valid_m, other=0.0)[None, :]
+    result = tl.trans(acc)
+    if SPLIT_K > 1:
+        pointers = out + (part * rows + row)[:, None] * N + n[None, :]
+        tl.store(pointers, result, mask=valid_m[:, None] & valid_n[None, :])
+        return
+    if BIAS:
+        result += tl.load(bias + expert * N + n_safe)[None, :]
+    if ACTIVATION != "none":
+        gate, up = tl.split(tl.reshape(result, (BLOCK_M, BLOCK_N // 2, 2)))
+        result = activate(gate, up, ACTIVATION == "clamped", alpha, limit)
+        n_out = block_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        valid_out = n_out < N // 2
+    else:
+        n_out = n
+        valid_out = valid_n
+    if WEIGHTED:
+        result = result * tl.load(routing + row, mask=valid_m, other=0.0).to(tl.float32)[:, None]
+    pointers = out + row[:, None] * out_stride + n_out[None, :]
+    tl.store(pointers, result.to(out.dtype.element_ty), mask=valid_m[:, None] & valid_out[None, :])
+
+
+@triton.jit
+def finish(
+    partial,
+    bias,
+    routing,
+    experts,
+    out,
+    rows,
+    N,
+    out_stride,
+    alpha,
+    limit,
+    E,
+    ROUTED: tl.constexpr,
+    BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """float32 [SPLIT_K, rows, N] -> out [rows, N or N / 2]: the sum, then what ``packed_matmul`` does with one.
+
+    ``experts`` [rows]: whose bias a row takes. Rows of no expert were not computed and are left as they are.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    expert = tl.load(experts + row).to(tl.int64) if ROUTED else tl.zeros((), tl.int64)
+    if (expert < 0) | (expert >= E):
+        return
+    GATED: tl.constexpr = ACTIVATION != "none"
+    width = N // 2 if GATED else N
+    valid = column < width
+    first = column * 2 if GATED else column
+    sums = tl.zeros((BLOCK,), tl.float32)
+    second = tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(SPLIT_K):
+        line = partial + (part * rows + row) * N
+        sums += tl.load(line + first, mask=valid, other=0.0)
+        if GATED:
+            second += tl.load(line + first + 1, mask=valid, other=0.0)
+    if BIAS:
+        sums += tl.load(bias + expert * N + first, mask=valid, other=0.0)
+        if GATED:
+            second += tl.load(bias + expert * N + first + 1, mask=valid, other=0.0)
+    if GATED:
+        sums = activate(sums, second, ACTIVATION == "clamped", alpha, limit)
+    if WEIGHTED:
+        sums = sums * tl.load(routing + row).to(tl.float32)
+    tl.store(out + row * out_stride + column, sums.to(out.dtype.element_ty), mask=valid)

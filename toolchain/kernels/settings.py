@@ -1,0 +1,122 @@
+"""Tile sizes: the ones of a multiplication, the default ones, and which a tuner tries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolchain.kernels.kinds import Kind
+
+SMALL = 16
+"""Rows of a block up to which a multiplication is bound by the memory that its weights come from."""
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Numbers of tokens for which settings are chosen; one in between takes the next larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of one launch of ``packed_matmul``."""
+
+    block_m: int
+    """Rows of inputs."""
+    block_n: int
+    """Rows of weights."""
+    block_k: int
+    group_m: int = 8
+    """Blocks of inputs that run side by side over the same weights."""
+    split_k: int = 1
+    """Programs that share one block's sum."""
+    warps: int = 4
+    stages: int = 3
+    """Loads in flight."""
+
+    def as_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, stored: dict[str, Any]) -> Settings:
+        return cls(**{name: int(value) for name, value in stored.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What the best settings depend on."""
+
+    kind: Kind
+    n: int
+    k: int
+    experts: int
+    """1 for a Linear of its own."""
+    top_k: int
+    gated: bool
+
+    @property
+    def key(self) -> str:
+        """``nvfp4/1536x2048/128e8/gated``, the name in an engine's table."""
+        experts = f"/{self.experts}e{self.top_k}" if self.experts > 1 else ""
+        return f"{self.kind.format}/{self.n}x{self.k}{experts}{'/gated' if self.gated else ''}"
+
+
+def bucket(tokens: int) -> int:
+    """The number of tokens whose settings ``tokens`` take."""
+    return next((size for size in BUCKETS if tokens <= size), BUCKETS[-1])
+
+
+def rows_per_expert(shape: Shape, tokens: int) -> float:
+    """Rows that an expert has on average, if any."""
+    pairs = tokens * shape.top_k
+    reached = shape.experts * (1 - (1 - 1 / shape.experts) ** pairs) if shape.experts > 1 else 1
+    return pairs / max(reached, 1)
+
+
+def default(shape: Shape, tokens: int, processors: int) -> Settings:
+    """Without a tuner: small tiles that fill ``processors`` for few rows, large ones for many."""
+    rows = rows_per_expert(shape, tokens)
+    block_k = 128 if shape.kind.bits == 8 or shape.kind.multiplies_sums else 64
+    if rows > SMALL * 2:
+        block_m = 64 if rows <= 96 else 128
+        return Settings(block_m=block_m, block_n=128, block_k=block_k, warps=8, stages=3)
+    block_m = SMALL if rows <= SMALL else 2 * SMALL
+    block_k = 128
+    blocks = -(-shape.n // 64) * min(shape.experts, tokens * shape.top_k)
+    split = 1
+    while blocks * split < processors * 2 and shape.k // (split * 2) >= 4 * block_k and split < 8:
+        split *= 2
+    return Settings(block_m=block_m, block_n=64, block_k=block_k, split_k=split, warps=4, stages=4)
+
+
+def candidates(shape: Shape, tokens: int, processors: int) -> Iterator[Settings]:
+    """What a tuner tries, the default first."""
+    first = default(shape, tokens, processors)
+    yield first
+    rows = rows_per_expert(shape, tokens)
+    seen = {first}
+    widest_k = 128 if shape.kind.multiplies_sums else 256
+    if rows <= SMALL * 2:
+        tiles = [
+            (m, n, k)
+            for m in {SMALL, first.block_m}
+            for n in (32, 64, 128)
+            for k in (64, 128, 256)
+            if k <= widest_k
+        ]
+        splits: tuple[int, ...] = (1, 2, 4, 8)
+        warps: tuple[int, ...] = (2, 4, 8)
+        stages: tuple[int, ...] = (3, 4, 5)
+    else:
+        sizes = (32, 64, 128) if rows <= 256 else (64, 128, 256)
+        tiles = [(m, n, k) for m in sizes for n in (64, 128, 256) for k in (64, 128) if m * n <= 128 * 256]
+        splits, warps, stages = (1,), (4, 8), (3, 4)
+    for m, n, k in tiles:
+        for split in splits:
+            if split > 1 and shape.k // split < 2 * k:
+                continue
+            for count in warps:
+                if m * n > 64 * 128 and count < 8:
+                    continue
+                for stage in stages:
+                    made = Settings(block_m=m, block_n=n, block_k=k, split_k=split, warps=count, stages=stage)
+                    if made not in seen:
+                        seen.add(made)
+                        yield made
