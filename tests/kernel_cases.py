@@ -43,9 +43,10 @@ def make(
     gated: bool = False,
     bias: bool = False,
     dtype: torch.dtype = torch.bfloat16,
+    kind: Kind | None = None,
 ) -> Case:
     """``n`` rows of the product: with ``gated`` half of them are gate's, half up's."""
-    kind: Kind = KINDS[format]
+    kind = kind or KINDS[format]
     codec = get_codec(format)
     sets, values = [], []
     for index in range(experts):

@@ -7,7 +7,7 @@ import torch
 
 from tests.kernel_cases import Case, make
 from toolchain.codecs import e2m1, get_codec
-from toolchain.kernels.kinds import KINDS
+from toolchain.kernels.kinds import KINDS, W4A4
 from toolchain.kernels.launch import Activation, Rounded, combine, make_route, multiply, round_inputs
 from toolchain.kernels.packing import unpacked
 from toolchain.kernels.settings import Settings
@@ -95,6 +95,33 @@ def test_shared_sums(format: str, split: int) -> None:
     assert torch.allclose(out.double(), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("n", "k", "block_k"), [(86, 256, 128), (40, 80, 64), (32, 144, 256)])
+@pytest.mark.parametrize("split", [1, 2])
+def test_nvfp4_times_nvfp4(n: int, k: int, block_k: int, split: int) -> None:
+    """Blackwell's product, both sides in four bits."""
+    case = make("nvfp4", experts=1, n=n, k=k, kind=W4A4)
+    assert case.packed.input_scale is not None
+    assert torch.allclose(unpacked(case.packed), case.weights, rtol=1e-6, atol=0)
+    x = inputs(5, k).float()
+    value = get_codec("nvfp4").quantize_input(x, {"input_scale": case.packed.input_scale[0]}).double()
+    settings = Settings(block_m=16, block_n=32, block_k=block_k, split_k=split)
+    given = round_inputs(x, W4A4, case.packed.input_scale)
+    out = multiply(case.packed, given, settings, out_dtype=torch.float32)
+    assert_near(out, value @ case.weights[0].T, value.abs() @ case.weights[0].abs().T)
+
+
+@pytest.mark.parametrize("route", ["one token", "sorted", "no expert"])
+def test_experts_in_nvfp4_times_nvfp4(route: str) -> None:
+    ids = ROUTES[route]()
+    gate_up = make("nvfp4", experts=6, n=128, k=128, gated=True, kind=W4A4)
+    down = make("nvfp4", experts=6, n=128, k=64, kind=W4A4)
+    x = inputs(len(ids), 128, seed=9)
+    weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1))
+    actual = fused_moe(gate_up, down, x.float(), ids, weights, Activation())
+    expected = reference_moe(gate_up, down, x, ids, weights, Activation())
+    assert (actual.double() - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
 def test_poisoned_output_is_written_everywhere() -> None:
     case = make("nvfp4", experts=1, n=50, k=64)
     out = torch.full((7, 50), float("nan"))
@@ -157,7 +184,7 @@ def fused_moe(
     first: torch.Tensor | Rounded = x
     div = top_k
     if kind.rounding != "none":
-        per_pair = kind.rounding == "tensor"
+        per_pair = kind.rounding in ("tensor", "nvfp4")
         first = round_inputs(x, kind, gate_up.packed.input_scale, route.ids if per_pair else None, top_k)
         div = 1 if per_pair else top_k
     hidden = multiply(
@@ -171,7 +198,7 @@ def fused_moe(
     )
     second: torch.Tensor | Rounded = hidden
     if kind.rounding != "none":
-        ids_of = route.ids if kind.rounding == "tensor" else None
+        ids_of = route.ids if kind.rounding in ("tensor", "nvfp4") else None
         second = round_inputs(torch.nan_to_num(hidden), kind, down.packed.input_scale, ids_of)
     pairs = multiply(
         down.packed,

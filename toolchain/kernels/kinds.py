@@ -16,7 +16,7 @@ class Kind:
     format: str
     """Name of the Format (``toolchain/formats``)."""
     code: str
-    """Elements: ``e2m1``, ``int4`` or ``e4m3``."""
+    """Elements: ``e2m1``, ``int4`` or ``e4m3``; ``e2m1x``: E2M1 multiplied as it is, in the order of the files."""
     scales: str
     """Scales beside the factor of each row: ``e4m3``, ``e8m0`` or ``float32`` per group, ``block`` (float32 for
     128 x 128 elements) or ``none``."""
@@ -24,7 +24,7 @@ class Kind:
     """Elements of in_features under one scale; 0 where the factor of the row is the only one."""
     rounding: str
     """What tensor cores that know FP8 make of the inputs: ``none`` (weights alone are quantized), ``tensor`` (static),
-    ``token`` or ``group`` (dynamic, of 128)."""
+    ``token`` or ``group`` (dynamic, of 128); ``nvfp4`` (under a static scale)."""
     channel: bool = False
     """Whether a factor for each input channel may be stored (AWQ)."""
 
@@ -52,3 +52,14 @@ KINDS = {
     )
 }
 """Format name -> Kind. Formats that are not here run decoded (``modeling/loading.py``)."""
+W4A4 = Kind(format="nvfp4", code="e2m1x", scales="e4m3", group=16, rounding="nvfp4")
+"""NVFP4 where the tensor cores multiply it: Blackwell."""
+NATIVE_FP4 = (10, 0)
+"""Compute capability from which they do."""
+
+
+def kind_of(format: str, capability: tuple[int, int] | None = None) -> Kind | None:
+    """How weights of ``format`` are held on a GPU of this compute capability (None: the interpreter's)."""
+    if format == "nvfp4" and capability is not None and capability >= NATIVE_FP4:
+        return W4A4
+    return KINDS.get(format)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from toolchain.kernels import matmul, rounding, routing
+from toolchain.kernels import block_scaled, epilogue, matmul, rounding, routing
 from toolchain.kernels.kinds import Kind
 from toolchain.kernels.packing import Packed
 from toolchain.kernels.settings import Settings
@@ -53,12 +53,12 @@ class Route:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
-    """Inputs in E4M3."""
+    """Inputs in E4M3 or NVFP4."""
 
     values: torch.Tensor
-    """uint8 [rows, K]: the bits."""
+    """uint8 [rows, K], bits of E4M3; or [rows, K / 2], codes of E2M1, even elements low."""
     scale: torch.Tensor
-    """float32 [rows], or [rows, ceil(K / 128)]."""
+    """float32 [rows], or [rows, ceil(K / 128)]; or uint8 [rows, K / 16], bits of E4M3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +172,10 @@ def round_inputs(
     top_k: int = 1,
 ) -> Rounded:
     """x [rows, K] -> E4M3 as ``kind`` has it. With ``ids`` [pairs] a row for each pair, under its expert's scale."""
+    if kind.rounding == "nvfp4":
+        assert input_scale is not None
+        codes, scales = round_nvfp4(x, input_scale, ids, top_k)
+        return Rounded(values=codes, scale=scales)
     rows = x.shape[0] if ids is None else ids.numel()
     k = x.shape[1]
     groups = -(-k // 128)
@@ -224,7 +228,7 @@ def multiply(
     kind = packed.kind
     code = "e4m3x" if kind.code == "e4m3" and rounded and native_fp8(values.device) else kind.code
     scale = packed.scale
-    if kind.scales == "e4m3" and scale is not None:
+    if kind.code == "e2m1" and kind.scales == "e4m3" and scale is not None:
         scale = scale.view(torch.int16)
     split = settings.split_k
     target = out
@@ -233,20 +237,8 @@ def multiply(
     blocks_m = route.blocks if route is not None else triton.cdiv(rows, settings.block_m)
     act = activation or Activation()
     name = "none" if activation is None else "clamped" if act.clamped else "silu"
-    matmul.packed_matmul[(blocks_m * triton.cdiv(packed.n, settings.block_n), split)](
-        values,
-        x.scale if isinstance(x, Rounded) else None,
-        packed.weight,
-        scale,
-        packed.factor,
-        packed.bias,
-        packed.channel,
-        weights,
-        route.order if route is not None else None,
-        route.block_expert if route is not None else None,
-        route.block_begin if route is not None else None,
-        route.block_rows if route is not None else None,
-        target,
+    blocks = (route.order, route.block_expert, route.block_begin, route.block_rows) if route else (None,) * 4
+    sizes = (
         rows,
         packed.n,
         packed.k,
@@ -259,31 +251,52 @@ def multiply(
         out.stride(0),
         act.alpha,
         act.limit,
-        CODE=code,
-        SCALES=kind.scales,
-        GROUP=kind.group,
-        ROUNDED=rounded,
-        ROUTED=route is not None,
-        X_DIV=x_div,
-        X_SCALE_GROUPS=rounded and kind.rounding == "group",
-        CHANNEL=packed.channel is not None,
-        BIAS=packed.bias is not None,
-        GATED=packed.gated,
-        ACTIVATION=name,
-        WEIGHTED=weights is not None,
-        SPLIT_K=split,
-        EVEN_K=packed.k % settings.block_k == 0,
-        BLOCK_M=settings.block_m,
-        BLOCK_N=settings.block_n,
-        BLOCK_K=settings.block_k,
-        GROUP_M=settings.group_m,
-        WIDE=WIDE,
-        num_warps=settings.warps,
-        num_stages=settings.stages,
     )
+    constants = {
+        "ROUTED": route is not None,
+        "X_DIV": x_div,
+        "BIAS": packed.bias is not None,
+        "ACTIVATION": name,
+        "WEIGHTED": weights is not None,
+        "SPLIT_K": split,
+        "EVEN_K": packed.k % settings.block_k == 0,
+        "BLOCK_M": settings.block_m,
+        "BLOCK_N": settings.block_n,
+        "BLOCK_K": settings.block_k,
+        "GROUP_M": settings.group_m,
+        "WIDE": WIDE,
+        "num_warps": settings.warps,
+        "num_stages": settings.stages,
+    }
+    grid = (blocks_m * triton.cdiv(packed.n, settings.block_n), split)
+    x_scale = x.scale if isinstance(x, Rounded) else None
+    weight = (packed.weight, scale, packed.factor, packed.bias)
+    if kind.rounding == "nvfp4":
+        block_scaled.scaled_matmul[grid](
+            values, x_scale, *weight, weights, *blocks, target, *sizes, **constants
+        )
+    else:
+        matmul.packed_matmul[grid](
+            values,
+            x_scale,
+            *weight,
+            packed.channel,
+            weights,
+            *blocks,
+            target,
+            *sizes,
+            CODE=code,
+            SCALES=kind.scales,
+            GROUP=kind.group,
+            ROUNDED=rounded,
+            X_SCALE_GROUPS=rounded and kind.rounding == "group",
+            CHANNEL=packed.channel is not None,
+            GATED=packed.gated,
+            **constants,
+        )
     if split > 1:
         block = min(triton.next_power_of_2(n_out), 512)
-        matmul.finish[(rows, triton.cdiv(n_out, block))](
+        epilogue.finish[(rows, triton.cdiv(n_out, block))](
             target,
             packed.bias,
             weights,

@@ -4,23 +4,13 @@ out[row] = activation(factor * sum_k decode(weight[expert(row)])[:, k] * x[row, 
 
 Weights are the left operand: on Hopper decoded weights go from registers straight into wgmma, whose other operand, the
 inputs, may be as few as 8 rows in the instruction: a batch of one wastes the least. The accumulator is therefore
-[BLOCK_N, BLOCK_M], and is turned round in the epilogue.
+[BLOCK_N, BLOCK_M], and is turned round in the end (``epilogue.py``).
 """
 
 import triton
 import triton.language as tl
 
-from toolchain.kernels import decode
-
-
-@triton.jit
-def activate(gate, up, CLAMPED: tl.constexpr, alpha, limit):
-    """SiLU(gate) * up; or gpt-oss's, clamped: (up + 1) * gate * sigmoid(alpha * gate)."""
-    if CLAMPED:
-        gate = tl.minimum(gate, limit)
-        up = tl.minimum(tl.maximum(up, -limit), limit)
-        return (up + 1.0) * (gate * (1.0 / (1.0 + tl.exp(-alpha * gate))))
-    return gate * (1.0 / (1.0 + tl.exp(-gate))) * up
+from toolchain.kernels import decode, epilogue
 
 
 @triton.jit
@@ -111,10 +101,8 @@ def packed_matmul(
         row = tl.where(valid_m, lanes, 0).to(tl.int64)
     x_row = row // X_DIV
 
-    n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    valid_n = n < N
     # Rows beyond the last one read the last one again, which is thrown away.
-    n_safe = tl.minimum(n, N - 1).to(tl.int64)
+    n_safe = tl.minimum(block_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
 
     FOUR: tl.constexpr = CODE == "e2m1" or CODE == "int4"
     STEP: tl.constexpr = BLOCK_K // 2 if FOUR else BLOCK_K
@@ -233,73 +221,24 @@ def packed_matmul(
     acc = acc * tl.load(factor + expert * N + n_safe)[:, None]
     if ROUNDED and not X_SCALE_GROUPS:
         acc = acc * tl.load(x_scale + x_row * x_scale_stride, mask=valid_m, other=0.0)[None, :]
-    result = tl.trans(acc)
-    if SPLIT_K > 1:
-        pointers = out + (part * rows + row)[:, None] * N + n[None, :]
-        tl.store(pointers, result, mask=valid_m[:, None] & valid_n[None, :])
-        return
-    if BIAS:
-        result += tl.load(bias + expert * N + n_safe)[None, :]
-    if ACTIVATION != "none":
-        gate, up = tl.split(tl.reshape(result, (BLOCK_M, BLOCK_N // 2, 2)))
-        result = activate(gate, up, ACTIVATION == "clamped", alpha, limit)
-        n_out = block_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        valid_out = n_out < N // 2
-    else:
-        n_out = n
-        valid_out = valid_n
-    if WEIGHTED:
-        result = result * tl.load(routing + row, mask=valid_m, other=0.0).to(tl.float32)[:, None]
-    pointers = out + row[:, None] * out_stride + n_out[None, :]
-    tl.store(pointers, result.to(out.dtype.element_ty), mask=valid_m[:, None] & valid_out[None, :])
-
-
-@triton.jit
-def finish(
-    partial,
-    bias,
-    routing,
-    experts,
-    out,
-    rows,
-    N,
-    out_stride,
-    alpha,
-    limit,
-    E,
-    ROUTED: tl.constexpr,
-    BIAS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """float32 [SPLIT_K, rows, N] -> out [rows, N or N / 2]: the sum, then what ``packed_matmul`` does with one.
-
-    ``experts`` [rows]: whose bias a row takes. Rows of no expert were not computed and are left as they are.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    expert = tl.load(experts + row).to(tl.int64) if ROUTED else tl.zeros((), tl.int64)
-    if (expert < 0) | (expert >= E):
-        return
-    GATED: tl.constexpr = ACTIVATION != "none"
-    width = N // 2 if GATED else N
-    valid = column < width
-    first = column * 2 if GATED else column
-    sums = tl.zeros((BLOCK,), tl.float32)
-    second = tl.zeros((BLOCK,), tl.float32)
-    for part in tl.static_range(SPLIT_K):
-        line = partial + (part * rows + row) * N
-        sums += tl.load(line + first, mask=valid, other=0.0)
-        if GATED:
-            second += tl.load(line + first + 1, mask=valid, other=0.0)
-    if BIAS:
-        sums += tl.load(bias + expert * N + first, mask=valid, other=0.0)
-        if GATED:
-            second += tl.load(bias + expert * N + first + 1, mask=valid, other=0.0)
-    if GATED:
-        sums = activate(sums, second, ACTIVATION == "clamped", alpha, limit)
-    if WEIGHTED:
-        sums = sums * tl.load(routing + row).to(tl.float32)
-    tl.store(out + row * out_stride + column, sums.to(out.dtype.element_ty), mask=valid)
+    epilogue.store(
+        acc,
+        out,
+        bias,
+        routing,
+        row,
+        valid_m,
+        block_n,
+        expert,
+        rows,
+        N,
+        out_stride,
+        alpha,
+        limit,
+        BIAS,
+        ACTIVATION,
+        WEIGHTED,
+        SPLIT_K,
+        BLOCK_M,
+        BLOCK_N,
+    )

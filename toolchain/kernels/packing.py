@@ -30,7 +30,8 @@ class Packed:
 
     kind: Kind
     weight: torch.Tensor
-    """uint8 [E, N, K' / 2] (four bits) or [E, N, K'] (E4M3), K' = K rounded up to whole units of 32."""
+    """uint8 [E, N, K' / 2] (four bits) or [E, N, K'] (E4M3), K' = K rounded up to whole units of 32; ``e2m1x``: [E, N,
+    K / 2], as it is stored."""
     scale: torch.Tensor | None
     """[E, N, K' / group], uint8 (bits of E4M3 or E8M0) or float32; of 128 x 128 blocks [E, ..., ceil(K / 128)]."""
     factor: torch.Tensor
@@ -78,6 +79,10 @@ def pack(kind: Kind, experts: Sequence[Sequence[Mapping[str, torch.Tensor]]], dt
 
     weight, factor = joined("weight"), joined("factor")
     assert weight is not None and factor is not None
+    input_scale = _input_scales(kind, experts)
+    if kind.rounding == "nvfp4" and input_scale is not None:
+        # The static scale of inputs is one for a whole matrix: it goes into the factors of the rows.
+        factor = factor * input_scale.unsqueeze(-1)
     return Packed(
         kind=kind,
         weight=weight,
@@ -88,7 +93,7 @@ def pack(kind: Kind, experts: Sequence[Sequence[Mapping[str, torch.Tensor]]], dt
         gated=gated,
         bias=_biases(experts, gated),
         channel=_shared(experts, "pre_quant_scale", dtype),
-        input_scale=_input_scales(experts),
+        input_scale=input_scale,
     )
 
 
@@ -108,6 +113,10 @@ def _rows(kind: Kind, tensors: Mapping[str, torch.Tensor]) -> _Rows:
     """One matrix."""
     if kind.code == "e4m3":
         return _e4m3(kind, tensors)
+    if kind.code == "e2m1x":
+        factor = tensors["weight_scale_2"].float().reshape(1)
+        rows = len(tensors["weight"])
+        return _Rows(tensors["weight"], tensors["weight_scale"].view(torch.uint8), factor.expand(rows))
     if kind.code == "int4":
         codes = unpack_rows(tensors["weight"]).view(torch.uint8) & 0x0F
         scale = tensors["weight_scale"].float()
@@ -159,7 +168,7 @@ def codes_of(packed: torch.Tensor) -> torch.Tensor:
 
 def _width(kind: Kind, tensors: Mapping[str, torch.Tensor]) -> int:
     columns = tensors["weight"].shape[1]
-    return columns * 2 if kind.code == "e2m1" else columns
+    return columns * 2 if kind.code in ("e2m1", "e2m1x") else columns
 
 
 def _biases(experts: Sequence[Sequence[Mapping[str, torch.Tensor]]], gated: bool) -> torch.Tensor | None:
@@ -190,9 +199,9 @@ def _shared(
     return torch.stack(made)
 
 
-def _input_scales(experts: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> torch.Tensor | None:
+def _input_scales(kind: Kind, experts: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> torch.Tensor | None:
     """The largest of gate's and up's, as TensorRT-LLM takes it where they differ."""
-    if "input_scale" not in experts[0][0]:
+    if kind.rounding not in ("tensor", "nvfp4") or "input_scale" not in experts[0][0]:
         return None
     return torch.stack(
         [torch.stack([p["input_scale"].float().reshape(()) for p in parts]).amax() for parts in experts]
@@ -203,6 +212,11 @@ def unpacked(packed: Packed) -> torch.Tensor:
     """float64 [E, N, K]: the values, from the packed bits alone. For tests."""
     kind = packed.kind
     factor = packed.factor.double().unsqueeze(-1)
+    if kind.code == "e2m1x":
+        assert packed.scale is not None and packed.input_scale is not None
+        values = e2m1.values_of(e2m1.unpack_nibbles(packed.weight)).double()
+        values = values * packed.scale.view(torch.float8_e4m3fn).double().repeat_interleave(16, -1)
+        return values * factor / packed.input_scale.double().reshape(-1, 1, 1)
     if kind.code == "e4m3":
         values = packed.weight.view(torch.float8_e4m3fn).double()
         if packed.scale is not None:

@@ -14,6 +14,10 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Numbers of tokens for which settings are chosen; one in between takes the next larger."""
 
 
+TCGEN05_ROWS = 128
+"""Rows of the left operand of Blackwell's product of scaled blocks; triton compiles no fewer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Of one launch of ``packed_matmul``."""
@@ -73,17 +77,20 @@ def rows_per_expert(shape: Shape, tokens: int) -> float:
 def default(shape: Shape, tokens: int, processors: int) -> Settings:
     """Without a tuner: small tiles that fill ``processors`` for few rows, large ones for many."""
     rows = rows_per_expert(shape, tokens)
-    block_k = 128 if shape.kind.bits == 8 or shape.kind.multiplies_sums else 64
+    native = shape.kind.rounding == "nvfp4"
     if rows > SMALL * 2:
-        block_m = 64 if rows <= 96 else 128
+        # Sums under scales of their own are a second accumulator.
+        block_m = 64 if rows <= 96 or shape.kind.multiplies_sums else 128
+        block_k = 128 if shape.kind.bits == 8 or shape.kind.multiplies_sums or native else 64
         return Settings(block_m=block_m, block_n=128, block_k=block_k, warps=8, stages=3)
     block_m = SMALL if rows <= SMALL else 2 * SMALL
+    block_n = TCGEN05_ROWS if native else 64
     block_k = 128
-    blocks = -(-shape.n // 64) * min(shape.experts, tokens * shape.top_k)
+    blocks = -(-shape.n // block_n) * min(shape.experts, tokens * shape.top_k)
     split = 1
     while blocks * split < processors * 2 and shape.k // (split * 2) >= 4 * block_k and split < 8:
         split *= 2
-    return Settings(block_m=block_m, block_n=64, block_k=block_k, split_k=split, warps=4, stages=4)
+    return Settings(block_m=block_m, block_n=block_n, block_k=block_k, split_k=split, warps=4, stages=4)
 
 
 def candidates(shape: Shape, tokens: int, processors: int) -> Iterator[Settings]:
@@ -108,6 +115,8 @@ def candidates(shape: Shape, tokens: int, processors: int) -> Iterator[Settings]
         sizes = (32, 64, 128) if rows <= 256 else (64, 128, 256)
         tiles = [(m, n, k) for m in sizes for n in (64, 128, 256) for k in (64, 128) if m * n <= 128 * 256]
         splits, warps, stages = (1,), (4, 8), (3, 4)
+    if shape.kind.rounding == "nvfp4":
+        tiles = [(m, max(n, TCGEN05_ROWS), max(k, 128)) for m, n, k in tiles]
     for m, n, k in tiles:
         for split in splits:
             if split > 1 and shape.k // split < 2 * k:

@@ -56,8 +56,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-516": (
         "The fused kernels cannot run these weights",
-        "They multiply gate and up with one input, which must be scaled in one way. Run the engine with decoded weights: "
-        "--kernels off.",
+        "They multiply gate and up with one input, which must be scaled in one way. Run the engine with decoded "
+        "weights: --kernels off.",
     ),
     "TC-512": (
         "The request waited too long",

@@ -84,7 +84,7 @@ class FusedExperts(UnfusedExperts):
 def _is_common(packed: Packed) -> bool:
     """Whether all experts round their inputs alike: then each token is rounded once."""
     scale = packed.input_scale
-    return packed.kind.rounding != "tensor" or scale is None or bool((scale == scale[0]).all())
+    return packed.kind.rounding not in ("tensor", "nvfp4") or scale is None or bool((scale == scale[0]).all())
 
 
 def activation_of(experts: Sequence[nn.Module]) -> Activation | None:

@@ -11,7 +11,7 @@ from torch import nn
 from toolchain.codecs import Codec
 from toolchain.core.errors import ToolchainError
 from toolchain.families import Family
-from toolchain.kernels.kinds import KINDS, Kind
+from toolchain.kernels.kinds import kind_of
 from toolchain.kernels.packing import Packed, pack
 from toolchain.modeling.experts import UnfusedExperts
 from toolchain.modeling.filling import Filler
@@ -30,6 +30,7 @@ class PackedFiller(Filler):
     ) -> None:
         super().__init__(model, family, dtype)
         self.device, self.chooser = device, chooser
+        self._capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
         self.decoded: dict[str, str] = {}
         """Module -> why it is not packed."""
         self._experts: dict[str, dict[tuple[int, str], tuple[str, dict[str, torch.Tensor], Codec]]] = {}
@@ -37,7 +38,7 @@ class PackedFiller(Filler):
 
     def fill_quantized(self, name: str, tensors: Mapping[str, torch.Tensor], codec: Codec) -> None:
         path = self.family.to_module(name)
-        kind = KINDS.get(codec.format.name)
+        kind = kind_of(codec.format.name, self._capability)
         if kind is None:
             self._decode(name, tensors, codec, f"there are no kernels for {codec.format.name}")
             return
@@ -74,7 +75,8 @@ class PackedFiller(Filler):
             )
             self._decode_all(owner, why)
             return
-        kind: Kind = KINDS[formats.pop()]
+        kind = kind_of(formats.pop(), self._capability)
+        assert kind is not None
         sets = [
             {projection: waiting[index, projection][1] for projection in PROJECTIONS}
             for index in range(experts.num_experts)
