@@ -101,31 +101,23 @@ def candidates(shape: Shape, tokens: int, processors: int) -> Iterator[Settings]
     seen = {first}
     widest_k = 128 if shape.kind.multiplies_sums else 256
     if rows <= SMALL * 2:
-        tiles = [
-            (m, n, k)
-            for m in {SMALL, first.block_m}
-            for n in (32, 64, 128)
-            for k in (64, 128, 256)
-            if k <= widest_k
-        ]
-        splits: tuple[int, ...] = (1, 2, 4, 8)
-        warps: tuple[int, ...] = (2, 4, 8)
-        stages: tuple[int, ...] = (3, 4, 5)
+        tiles = [(first.block_m, n, k) for n in (32, 64, 128) for k in (64, 128, 256) if k <= widest_k]
+        splits: tuple[int, ...] = (1, 2, 4)
+        pipelines: tuple[tuple[int, int], ...] = ((4, 3), (4, 5), (8, 3), (2, 5))
     else:
-        sizes = (32, 64, 128) if rows <= 256 else (64, 128, 256)
-        tiles = [(m, n, k) for m in sizes for n in (64, 128, 256) for k in (64, 128) if m * n <= 128 * 256]
-        splits, warps, stages = (1,), (4, 8), (3, 4)
+        sizes = (32, 64, 128) if rows <= 256 else (64, 128)
+        tiles = [(m, n, k) for m in sizes for n in (64, 128, 256) for k in (64, 128) if m * n <= 128 * 128]
+        splits, pipelines = (1,), ((4, 3), (8, 3), (8, 4))
     if shape.kind.rounding == "nvfp4":
         tiles = [(m, max(n, TCGEN05_ROWS), max(k, 128)) for m, n, k in tiles]
     for m, n, k in tiles:
         for split in splits:
             if split > 1 and shape.k // split < 2 * k:
                 continue
-            for count in warps:
-                if m * n > 64 * 128 and count < 8:
+            for warps, stages in pipelines:
+                if m * n > 64 * 128 and warps < 8:
                     continue
-                for stage in stages:
-                    made = Settings(block_m=m, block_n=n, block_k=k, split_k=split, warps=count, stages=stage)
-                    if made not in seen:
-                        seen.add(made)
-                        yield made
+                made = Settings(block_m=m, block_n=n, block_k=k, split_k=split, warps=warps, stages=stages)
+                if made not in seen:
+                    seen.add(made)
+                    yield made

@@ -15,11 +15,15 @@ from toolchain.runtime.location import Limits, locate, resolve_limits
 from toolchain.runtime.model import Runner, end_ids, load_model, resolve_device
 from toolchain.runtime.request import OnChunk, OnError, Request, RequestHandle
 from toolchain.runtime.scheduler import Load, Scheduler
+from toolchain.runtime.tuned import tuned
 from toolchain.runtime.types import DEFAULT_MAX_TOKENS, Chunk, Completion, SamplingParams
 from toolchain.runtime.waiting import QueueLimits
+from toolchain.runtime.ways import Way, Wish, choose_way, paging_of
 
 if TYPE_CHECKING:
     import torch
+
+    from toolchain.runtime.paged.setup import Paging
 
 
 class LocalEngine:
@@ -35,6 +39,8 @@ class LocalEngine:
         end_ids: frozenset[int] = frozenset(),
         name: str = "model",
         queue: QueueLimits | None = None,
+        paging: Paging | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """``model``: a transformers causal LM in eval mode on ``device``. ``load`` makes all of these."""
         self.name = name
@@ -46,8 +52,10 @@ class LocalEngine:
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self._special = special_ids(tokenizer)
         self.encoder = Encoder(tokenizer, limits.max_seq_len)
-        runner = Runner(model=model, device=device)
+        runner = Runner(model=model, device=device, paging=paging)
         runner.probe()
+        self.notes = (*notes, *runner.notes)
+        """What a user should know of how it runs: what is not fast, and why."""
         self._scheduler = Scheduler(
             runner, max_batch_size=limits.max_batch_size, queue=queue or QueueLimits()
         )
@@ -63,25 +71,44 @@ class LocalEngine:
         max_batch_size: int | None = None,
         max_seq_len: int | None = None,
         queue: QueueLimits | None = None,
+        wish: Wish | None = None,
+        way: Way | None = None,
     ) -> LocalEngine:
         """Load an engine directory (engine.json, checkpoint/) or a checkpoint directory.
 
         ``dtype``: compute dtype, by default the checkpoint's. ``emulate_activations``: apply the activation
-        quantization of the target hardware. Raises UsageError or ToolchainError (TC-502, TC-507, TC-509).
+        quantization of the target hardware. ``wish``: of kernels and KV cache; ``way``: instead of the one that follows
+        from it. Raises UsageError or ToolchainError (TC-502, TC-507, TC-509, TC-516, TC-517).
         """
         location = locate(path)
         target = resolve_device(device)
         tokenizer = load_tokenizer(location.checkpoint)
+        wish = wish or Wish()
+        way = way or choose_way(location.checkpoint, target, dtype, wish, emulate=emulate_activations)
         model = load_model(
-            location.checkpoint, device=target, dtype=dtype, emulate_activations=emulate_activations
+            location.checkpoint,
+            device=target,
+            dtype=dtype,
+            emulate_activations=emulate_activations,
+            packed=way.packed,
         )
         config = model.config.get_text_config()
         limits = resolve_limits(
             location, config.to_dict(), max_batch_size=max_batch_size, max_seq_len=max_seq_len
         )
-        ends = end_ids(location.checkpoint, config, tokenizer)
+        notes = list(way.notes)
+        if way.packed and target.type == "cuda":
+            notes += tuned(model, location.engine, limits, device=target)
         return cls(
-            model, tokenizer, device=target, limits=limits, end_ids=ends, name=location.name, queue=queue
+            model,
+            tokenizer,
+            device=target,
+            limits=limits,
+            end_ids=end_ids(location.checkpoint, config, tokenizer),
+            name=location.name,
+            queue=queue,
+            paging=paging_of(way, wish, limits),
+            notes=notes,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -30,6 +30,8 @@ class Location:
     """Directory with config.json, safetensors and tokenizer."""
     planned: dict[str, int]
     """``limits`` of engine.json; empty for a bare checkpoint."""
+    engine: Path | None = None
+    """Directory with engine.json; None for a bare checkpoint."""
 
 
 def locate(path: Path | str) -> Location:
@@ -72,7 +74,10 @@ def _engine(path: Path) -> Location:
         key: limits[key] for key in ("max_batch_size", "max_seq_len") if isinstance(limits.get(key), int)
     }
     return Location(
-        name=str(manifest.get("name") or path.resolve().name), checkpoint=checkpoint, planned=planned
+        name=str(manifest.get("name") or path.resolve().name),
+        checkpoint=checkpoint,
+        planned=planned,
+        engine=path,
     )
 
 

@@ -11,9 +11,13 @@ from toolchain.core.errors import ToolchainError
 from toolchain.runtime.rows import attend_by_row, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import torch
+
+    from toolchain.runtime.batch import Batch
+    from toolchain.runtime.paged.setup import Paged, Paging
+    from toolchain.runtime.request import Request
 
 
 PREFILL_TOKENS = {"cpu": 1024}
@@ -30,12 +34,20 @@ def resolve_device(name: str) -> torch.device:
 
 
 def load_model(
-    directory: Path, *, device: torch.device, dtype: torch.dtype | None, emulate_activations: bool
+    directory: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    emulate_activations: bool,
+    packed: bool = False,
 ) -> Any:
-    """The checkpoint as a transformers model with decoded weights, in eval mode, on ``device``."""
+    """The checkpoint as a transformers model in eval mode on ``device``: with decoded weights, or ``packed``."""
     from toolchain.modeling.loading import load_checkpoint
+    from toolchain.modeling.packed import load_packed
 
     try:
+        if packed:
+            return load_packed(directory, device=device, dtype=dtype)
         return load_checkpoint(
             directory, device=device, dtype=dtype, emulate_activations=emulate_activations
         ).eval()
@@ -72,11 +84,14 @@ class Runner:
     """Whether KV caches of several sequences can live in one batch (set by ``probe``)."""
     prefill_tokens: int = 0
     """Most positions of one prefill forward; 0: what suits the device."""
+    paging: Paging | None = None
+    """Decode over pages, where the model can."""
+    paged: Paged | None = None
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of how this model runs."""
     _options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.device.type == "cpu":
-            attend_by_row(self.model)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             self._options["logits_to_keep"] = 1
         if self.prefill_tokens == 0:
@@ -88,6 +103,8 @@ class Runner:
 
         from toolchain.runtime.kv import can_merge
 
+        if self.paging is None:
+            self._attend_by_row()
         with torch.inference_mode():
             ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
             cache = getattr(self.model(input_ids=ids, use_cache=True), "past_key_values", None)
@@ -97,6 +114,50 @@ class Runner:
                 code="TC-502",
             )
         self.mergeable = can_merge(cache)
+        if self.paging is not None:
+            self._set_up_pages(cache, self.paging)
+
+    def _set_up_pages(self, cache: Any, wish: Paging) -> None:
+        from toolchain.runtime.paged.attention import NotPaged
+        from toolchain.runtime.paged.setup import set_up
+
+        why = "its cache holds more than keys and values"
+        if self.mergeable:
+            try:
+                self.paged = set_up(self.model, cache, wish, device=self.device, options=self._options)
+            except NotPaged as error:
+                why = str(error)
+            else:
+                self.notes += self.paged.notes
+                return
+        self.notes.append(f"decoding runs without pages and CUDA graphs: {why}")
+        self._attend_by_row()
+
+    def _attend_by_row(self) -> None:
+        if self.device.type == "cpu":
+            attend_by_row(self.model)
+
+    def batch(self, requests: Sequence[Request], lengths: Sequence[int], cache: Any) -> Batch:
+        """Requests whose prompts are in ``cache``, ready for their steps."""
+        if self.paged is not None:
+            from toolchain.runtime.paged.batch import PagedBatch
+
+            return PagedBatch(self.paged.decoder, self.paged.pages, requests, lengths, cache)
+        from toolchain.runtime.batch import Batch
+
+        return Batch(self, requests, lengths, cache)
+
+    def reserve(self, request: Request) -> bool:
+        """Whether there is memory for all that ``request`` may become; if so, it is its own from now on."""
+        if self.paged is None:
+            return True
+        positions = len(request.prompt_ids) + request.budget
+        return self.paged.pool.reserve(request, positions) is not None
+
+    def keep_only(self, requests: Collection[Request]) -> None:
+        """Take back what other requests had reserved."""
+        if self.paged is not None:
+            self.paged.pool.keep_only(requests)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], past: Sequence[int], cache: Any

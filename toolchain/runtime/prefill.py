@@ -35,7 +35,7 @@ class Prefill:
         if len(pieces) == 1 and self._done < len(self.requests[0].prompt_ids):
             return None
         lengths = [len(request.prompt_ids) for request in self.requests]
-        batch = Batch(self._runner, self.requests, lengths, self._cache)
+        batch = self._runner.batch(self.requests, lengths, self._cache)
         batch.accept(logits)
         return batch
 

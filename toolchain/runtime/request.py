@@ -63,7 +63,7 @@ class Request:
         self._late = not streaming and not params.stop
         self._streaming = streaming
         self._end_ids = frozenset() if params.ignore_eos else end_ids
-        self._budget = budget
+        self.budget = budget
         self._on_chunk = on_chunk
         self._on_error = on_error
 
@@ -113,7 +113,7 @@ class Request:
             text = self._stops.push(self._detokenizer.push(token_id))
         if self._stops.matched is not None:
             self._end("stop", text, self._stops.matched)
-        elif len(self.generated) >= self._budget:
+        elif len(self.generated) >= self.budget:
             self.finish("length", text)
         elif text or self._echo:
             self._pass_on(text)

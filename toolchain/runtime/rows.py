@@ -92,7 +92,7 @@ def _by_row(name: str) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         """query [B, H, Q, D], key and value [B, H, T, D] -> [B, Q, H, D] and no weights."""
-        base = _attention(name, module)
+        base = attention_of(name, module)
         geometry = _geometry.get()
         if geometry is None or (len(geometry.paddings), geometry.width) != (query.shape[0], key.shape[2]):
             return base(module, query, key, value, attention_mask, **kwargs)
@@ -133,7 +133,7 @@ def _attend(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
 
-def _attention(name: str, module: Any) -> Callable[..., Any]:
+def attention_of(name: str, module: Any) -> Callable[..., Any]:
     """The function behind ``name``; a model's own one where it is called eager."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

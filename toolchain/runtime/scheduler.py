@@ -156,12 +156,13 @@ class Scheduler:
         self._batches = [batch for batch in self._batches if batch.requests]
         self._prefills = deque(prefill for prefill in self._prefills if prefill.requests)
         self._active = tuple(self._running())
+        self._runner.keep_only(self._active)
 
     def _admit(self) -> None:
         """Take waiting requests into the free rows, oldest first."""
         free = self._max_batch_size - len(self._running())
         with self._change:
-            taken = self._waiting.take(free)
+            taken = self._waiting.take(free, self._runner.reserve)
             self._active += tuple(taken)
         for request in taken:
             request.schedule()

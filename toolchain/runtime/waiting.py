@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from toolchain.core.errors import ToolchainError, UsageError
@@ -63,9 +64,11 @@ class WaitingQueue:
         self._requests.append(request)
         self.tokens += length
 
-    def take(self, count: int) -> list[Request]:
-        """Remove up to ``count`` requests, oldest first."""
-        taken = [self._requests.popleft() for _ in range(min(count, len(self._requests)))]
+    def take(self, count: int, fits: Callable[[Request], bool] | None = None) -> list[Request]:
+        """Remove up to ``count`` requests, oldest first, up to one that does not fit."""
+        taken: list[Request] = []
+        while self._requests and len(taken) < count and (fits is None or fits(self._requests[0])):
+            taken.append(self._requests.popleft())
         self.tokens -= sum(len(request.prompt_ids) for request in taken)
         return taken
 

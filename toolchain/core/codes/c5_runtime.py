@@ -59,6 +59,15 @@ CODES: dict[str, tuple[str, str]] = {
         "They multiply gate and up with one input, which must be scaled in one way. Run the engine with decoded "
         "weights: --kernels off.",
     ),
+    "TC-517": (
+        "The KV cache does not fit",
+        "Not even one request of max_seq_len positions fits into the free memory of the GPU. Lower --max-seq-len, use "
+        "an FP8 KV cache, or a larger GPU.",
+    ),
+    "TC-518": (
+        "A table of kernel settings is damaged",
+        "Remove the file that the message names: the kernels are tuned again when the engine is loaded on a GPU.",
+    ),
     "TC-512": (
         "The request waited too long",
         "It got no free row within --max-queue-s. Send again later, send fewer requests at a time, or run the engine "

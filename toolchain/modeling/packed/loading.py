@@ -24,6 +24,7 @@ from toolchain.models.prequantized import FP8
 
 OLDEST = (8, 0)
 """Compute capability of Ampere: bfloat16 tensor cores and asynchronous copies."""
+NOT_QUANTIZED = "its weights are not quantized"
 DECODED = "toolchain_decoded"
 """Attribute of a packed model: module -> why it is not packed."""
 KV_SCALES = "toolchain_kv_scales"
@@ -56,7 +57,7 @@ def why_not_stored(directory: Path, dtype: torch.dtype | None) -> str | None:
         quant = read_quant_config(directory)
         stored = quant is not None and bool({quant.quant_algo, *quant.quantized_layers.values()} - {None})
     if not stored:
-        return "its weights are not quantized"
+        return NOT_QUANTIZED
     named = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     if str(dtype or named).removeprefix("torch.") != "bfloat16":
         return f"the fused kernels compute in bfloat16, the model is {dtype or named}"

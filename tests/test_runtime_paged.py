@@ -1,0 +1,168 @@
+"""Decoding over pages, with the kernels in Triton's interpreter: the tokens of transformers' own generation.
+
+CUDA graphs need a GPU (``make gpu-check``); everything else is what runs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.planning import plan_for
+from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.kernels.decoding import PAGE
+from toolchain.quantize.job import quantize
+from toolchain.runtime.engine import LocalEngine
+from toolchain.runtime.location import Limits
+from toolchain.runtime.model import Runner
+from toolchain.runtime.paged.decoder import sizes_up_to
+from toolchain.runtime.paged.pool import PagePool
+from toolchain.runtime.paged.setup import Paging
+from toolchain.runtime.types import SamplingParams
+from toolchain.runtime.ways import Way, Wish, choose_way
+
+Tiny = Callable[[str], Path]
+PROMPTS = (
+    "def main():\n",
+    "x",
+    "The quick brown fox jumps over the lazy dog. " * 3,
+    "y" * (PAGE - 4),
+    "né 漢字 ",
+)
+PAGED = Way(packed=False, paged=True, kv_in_fp8=False)
+
+
+def expected(engine: LocalEngine, prompt: str, count: int) -> list[int]:
+    ids = engine.encode(prompt)
+    output = engine.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=count)
+    return [int(token) for token in output[0, len(ids) :]]
+
+
+def answers(engine: LocalEngine, count: int) -> list[list[int]]:
+    params = SamplingParams(max_tokens=count)
+    handles = [engine.submit(prompt, params, lambda chunk: None) for prompt in PROMPTS]
+    return [list(handle.result().token_ids) for handle in handles]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        *((kind, "paged") for kind in ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama")),
+        ("qwen3_moe", "static"),
+    ],
+)
+def test_a_crowd_gets_the_tokens_of_transformers(kind: str, layout: str, tiny: Tiny) -> None:
+    """More prompts than rows, of unequal lengths: they join and leave; one crosses the end of a page."""
+    with LocalEngine.load(
+        tiny(kind),
+        device="cpu",
+        dtype=torch.float32,
+        max_batch_size=3,
+        max_seq_len=220,
+        way=PAGED,
+        wish=Wish(kv_layout=layout),
+    ) as engine:
+        assert engine.notes == ()
+        assert answers(engine, 7) == [expected(engine, prompt, 7) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("format", ["nvfp4", "fp8"])
+def test_packed_weights_and_an_fp8_cache(format: str, tiny: Tiny, tmp_path: Path) -> None:
+    """What runs on a GPU, against the decoded model with the same roundings."""
+    directory = tmp_path / "checkpoint"
+    quantize(
+        plan_for(tiny("qwen3_moe"), "w4a16_nvfp4" if format == "nvfp4" else format, kv_cache="fp8"), directory
+    )
+    prompt = PROMPTS[2]
+    logprobs = []
+    for way in (
+        Way(packed=False, paged=False, kv_in_fp8=False),
+        Way(packed=True, paged=True, kv_in_fp8=True),
+    ):
+        with LocalEngine.load(directory, device="cpu", dtype=torch.float32, way=way) as engine:
+            params = SamplingParams(max_tokens=2, logprobs=0, ignore_eos=True)
+            answer = engine.generate(prompt, params)
+            logprobs.append([item.logprob for item in answer.logprobs])
+    # The prompt itself is read with unrounded keys and values: only what is decoded sees the cache.
+    first, second = (torch.tensor(items) for items in logprobs)
+    assert (first - second).abs().max() < 0.05
+
+
+def test_requests_wait_for_pages_and_all_are_answered(tiny: Tiny) -> None:
+    """Memory for few requests at a time."""
+    cpu = torch.device("cpu")
+    plain = Way(packed=False, paged=False, kv_in_fp8=False)
+    with LocalEngine.load(tiny("qwen3_moe"), device="cpu", dtype=torch.float32, way=plain) as whole:
+        wanted = answers(whole, 8)
+        model, tokenizer, ends = whole.model, whole.tokenizer, whole.end_ids
+    page = 2 * 2 * 2 * 32 * 4 * PAGE  # layers x (keys, values) x heads x size x float32
+    limits = Limits(max_batch_size=4, max_seq_len=220)
+    paging = Paging(max_batch_size=4, max_seq_len=220, memory_bytes=page * 5)
+    model.set_attn_implementation("sdpa")  # as it was loaded
+    with LocalEngine(model, tokenizer, device=cpu, limits=limits, paging=paging, end_ids=ends) as engine:
+        pool = engine._scheduler._runner.paged.pool  # type: ignore[union-attr]
+        assert pool.pages == 4
+        assert answers(engine, 8) == wanted
+        assert engine.load_now().running == 0
+        engine.generate("x", SamplingParams(max_tokens=1))  # a turn after the last one ended
+        assert pool.free == pool.pages
+
+
+def test_too_little_memory_for_one_request_is_said(tiny: Tiny) -> None:
+    from toolchain.modeling.loading import load_source
+
+    model = load_source(tiny("qwen3_moe"), device=torch.device("cpu"))
+    runner = Runner(
+        model=model,
+        device=torch.device("cpu"),
+        paging=Paging(max_batch_size=2, max_seq_len=512, memory_bytes=1000),
+    )
+    with pytest.raises(ToolchainError, match="512 positions takes"):
+        runner.probe()
+
+
+@pytest.mark.parametrize(("kind", "why"), [("llama4_text", "attends in chunks"), ("minimax", "")])
+def test_models_that_cannot_are_run_as_before_and_said(kind: str, why: str, tiny: Tiny) -> None:
+    with LocalEngine.load(tiny(kind), device="cpu", dtype=torch.float32, way=PAGED) as engine:
+        if why:
+            assert any(why in note for note in engine.notes)
+        assert answers(engine, 3) == [expected(engine, prompt, 3) for prompt in PROMPTS]
+
+
+def test_pages_go_back() -> None:
+    pool = PagePool(slots=3, pages=10, page_size=64, longest=400)
+    owners = [object() for _ in range(4)]
+    first = pool.reserve(owners[0], 65)
+    assert first is not None and len(first.pages) == 2 and 0 not in first.pages
+    assert pool.reserve(owners[0], 65) == first
+    assert len(pool.reserve(owners[1], 400).pages) == 7  # type: ignore[union-attr]
+    assert pool.reserve(owners[2], 65) is None
+    assert pool.reserve(owners[3], 1) is not None
+    pool.keep_only([owners[3]])
+    assert pool.free == 9
+    again = pool.reserve(owners[2], 400)
+    assert again is not None and not set(again.pages) & set(pool.of(owners[3]).pages)
+
+
+def test_sizes_of_batches() -> None:
+    assert sizes_up_to(1) == [1]
+    assert sizes_up_to(8) == [1, 2, 4, 8]
+    assert sizes_up_to(300)[-3:] == [192, 256, 300]
+
+
+def test_ways(tiny: Tiny, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    way = choose_way(tiny("qwen3_moe"), cpu, None, Wish(), emulate=True)
+    assert way == Way(packed=False, paged=False, kv_in_fp8=False)
+    directory = tmp_path / "checkpoint"
+    quantize(plan_for(tiny("qwen3_moe"), "fp8", kv_cache="fp8"), directory)
+    way = choose_way(directory, cpu, None, Wish(), emulate=True)
+    assert not way.packed and way.kv_in_fp8 and "need an NVIDIA GPU" in way.notes[0]
+    assert choose_way(directory, cpu, None, Wish(kernels="off"), emulate=True).notes == ()
+    wrong: dict[str, Any] = {"kv_layout": "striped"}
+    with pytest.raises(UsageError, match="paged or static"):
+        Wish(**wrong)

@@ -1,0 +1,109 @@
+"""Whether and how a model decodes over pages: decided once, when it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toolchain.core.errors import ToolchainError
+from toolchain.kernels.decoding import PAGE
+from toolchain.modeling.experts import UnfusedExperts
+from toolchain.modeling.packed.experts import FusedExperts
+from toolchain.modeling.packed.loading import KV_SCALES
+from toolchain.runtime.paged.attention import NotPaged, attend_as_before, attend_in_pages
+from toolchain.runtime.paged.decoder import Decoder
+from toolchain.runtime.paged.pages import KvPages, LayerShape, shapes_of
+from toolchain.runtime.paged.pool import PagePool
+
+KEPT_FREE = 0.1
+"""Share of a GPU's memory that is left to activations and graphs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paging:
+    """What is wished for."""
+
+    max_batch_size: int
+    max_seq_len: int
+    in_fp8: bool = False
+    static: bool = False
+    """Every request holds pages for ``max_seq_len`` positions."""
+    memory_bytes: int | None = None
+    """Most bytes of pages; None: what the GPU has free, but for a tenth of all that it has; no limit on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paged:
+    """What a model decodes with."""
+
+    pool: PagePool
+    pages: KvPages
+    decoder: Decoder
+    notes: tuple[str, ...]
+
+
+def set_up(model: Any, cache: Any, wish: Paging, *, device: torch.device, options: dict[str, Any]) -> Paged:
+    """``cache``: of a forward over one token. NotPaged, with the model as before, where it cannot be.
+
+    ToolchainError TC-517 when not even one request of the longest kind fits into memory.
+    """
+    shapes = shapes_of(cache)
+    dtype = cache.layers[0].keys.dtype
+    pool = _pool(shapes, wish, device, 1 if wish.in_fp8 else dtype.itemsize)
+    attend_in_pages(model)
+    try:
+        pages = KvPages(shapes, pool, device=device, dtype=dtype, in_fp8=wish.in_fp8, scales=_scales(model))
+        host_decides = any(
+            isinstance(module, UnfusedExperts) and not isinstance(module, FusedExperts)
+            for module in model.modules()
+        )
+        decoder = Decoder(
+            model,
+            pages,
+            device=device,
+            max_rows=wish.max_batch_size,
+            graphs=device.type == "cuda" and not host_decides,
+            options=options,
+        )
+        # A step of a row that nobody owns: whether attention can read pages is known after it.
+        with torch.inference_mode():
+            decoder.try_out()
+    except NotPaged:
+        attend_as_before(model)
+        raise
+    notes: tuple[str, ...] = ()
+    if host_decides and device.type == "cuda":
+        notes = ("decoding is not captured in CUDA graphs: some experts are not fused",)
+    return Paged(pool=pool, pages=pages, decoder=decoder, notes=notes)
+
+
+def _pool(shapes: list[LayerShape], wish: Paging, device: torch.device, item_bytes: int) -> PagePool:
+    each = sum(shape.elements for shape in shapes) * PAGE * item_bytes
+    per_request = -(-wish.max_seq_len // PAGE)
+    wanted = per_request * wish.max_batch_size
+    room = wish.memory_bytes
+    if room is None and device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        room = int(free - KEPT_FREE * total)
+    fitting = wanted if room is None else min(wanted, room // each - 1)
+    if fitting < per_request:
+        raise ToolchainError(
+            f"the KV cache of one request of {wish.max_seq_len} positions takes {per_request * each / 2**20:.0f} MiB, "
+            f"{max(0, room or 0) / 2**20:.0f} MiB are free for it",
+            hint="lower --max-seq-len, or take an FP8 KV cache",
+            code="TC-517",
+        )
+    return PagePool(
+        slots=wish.max_batch_size, pages=fitting, page_size=PAGE, longest=wish.max_seq_len, static=wish.static
+    )
+
+
+def _scales(model: Any) -> dict[int, tuple[float, float]]:
+    """Layer -> scales of keys and values that the checkpoint stores."""
+    stored = getattr(model, KV_SCALES, None) or {}
+    return {
+        model.get_submodule(path).layer_idx: (pair.get("k_scale", 1.0), pair.get("v_scale", 1.0))
+        for path, pair in stored.items()
+    }
