@@ -238,11 +238,17 @@ def test_a_multimodal_wrapper_is_planned_from_its_config_alone(tmp_path: Path) -
     assert codes(planned) == ["TC-144"]
 
 
-def test_the_local_target_holds_decoded_weights(tiny: Tiny) -> None:
-    """The runtime decodes to the source dtype: on a GPU the plan must not promise packed weights in memory."""
-    local = tiny_plan(tiny("qwen3_moe"), kv_cache="fp8", gpu="h100").estimates
+def test_the_local_target_decodes_what_it_has_no_kernels_for(tiny: Tiny) -> None:
+    """The plan must not promise packed weights in memory where they are decoded: on CPUs, and for some formats."""
     packed = tiny_plan(tiny("qwen3_moe"), kv_cache="fp8", gpu="b200", target="trtllm").estimates
-    assert local.weights_per_gpu_bytes == local.source_bytes
     scales = 2 * 2 * 4  # k_scale and v_scale of two layers
     assert packed.weights_per_gpu_bytes == packed.checkpoint_bytes - scales
-    assert local.kv_cache_per_gpu_bytes == 2 * packed.kv_cache_per_gpu_bytes
+    on_gpu = tiny_plan(tiny("qwen3_moe"), kv_cache="fp8", gpu="h100").estimates
+    assert on_gpu.weights_per_gpu_bytes == packed.weights_per_gpu_bytes
+    assert on_gpu.kv_cache_per_gpu_bytes == packed.kv_cache_per_gpu_bytes
+    for decoded in (
+        tiny_plan(tiny("qwen3_moe"), kv_cache="fp8", gpu="cpu").estimates,
+        tiny_plan(tiny("qwen3_moe"), kv_cache="nvfp4", format="mxfp8", gpu="h100").estimates,
+    ):
+        assert decoded.weights_per_gpu_bytes == decoded.source_bytes
+        assert decoded.kv_cache_per_gpu_bytes == 2 * packed.kv_cache_per_gpu_bytes

@@ -15,6 +15,8 @@ import torch
 from tests.planning import plan_for
 from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.kernels.decoding import PAGE
+from toolchain.modeling.packed import load_packed
+from toolchain.modeling.packed.loading import packed_bytes
 from toolchain.quantize.job import quantize
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.location import Limits
@@ -131,6 +133,29 @@ def test_models_that_cannot_are_run_as_before_and_said(kind: str, why: str, tiny
         if why:
             assert any(why in note for note in engine.notes)
         assert answers(engine, 3) == [expected(engine, prompt, 3) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("kind", "kv_cache"), [("qwen3_moe", "fp8"), ("deepseek_v3", "none"), ("gpt_oss", "fp8")]
+)
+def test_memory_is_what_was_planned(kind: str, kv_cache: str, tiny: Tiny, tmp_path: Path) -> None:
+    """Weights and cache of a GPU, byte for byte but for the page that belongs to nobody."""
+    cpu, directory = torch.device("cpu"), tmp_path / "checkpoint"
+    format = "w4a16_nvfp4"
+    plan = plan_for(tiny(kind), format, kv_cache=kv_cache, gpu="h200", max_batch_size=8, max_seq_len=512)
+    quantize(plan, directory)
+    model = load_packed(directory, device=cpu)
+    planned = plan.estimates
+    assert packed_bytes(model) == pytest.approx(planned.weights_per_gpu_bytes, rel=0.1)
+    runner = Runner(
+        model=model.float(),
+        device=cpu,
+        paging=Paging(max_batch_size=8, max_seq_len=512, in_fp8=kv_cache == "fp8"),
+    )
+    runner.probe()
+    assert runner.paged is not None
+    held = runner.paged.pages.nbytes / (1 if kv_cache == "fp8" else 2)  # float32 here, BF16 there
+    assert held == pytest.approx(planned.kv_cache_per_gpu_bytes, rel=0.02)
 
 
 def test_pages_go_back() -> None:

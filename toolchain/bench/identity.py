@@ -41,11 +41,13 @@ def describe_engine(path: Path | None) -> dict[str, Any] | None:
     sizes = [file.stat().st_size for file in checkpoint.glob("*.safetensors")]
     kv_cache = manifest.get("kv_cache", "none") if isinstance(manifest, dict) else "none"
     found |= {"kv_cache": kv_cache, "checkpoint_bytes": sum(sizes) or None}
-    return _with_model(found, checkpoint)
+    gpu_name = manifest.get("gpu") if isinstance(manifest, dict) else None
+    return _with_model(found, checkpoint, str(gpu_name or "cpu"))
 
 
-def _with_model(found: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+def _with_model(found: dict[str, Any], checkpoint: Path, gpu_name: str) -> dict[str, Any]:
     """What only the headers of the tensors tell. A model that planning does not know has none of it."""
+    from toolchain.core.gpus import get_gpu
     from toolchain.models import model_identity, read_model
     from toolchain.plan.memory import held_kv_cache, kv_bytes_per_token
     from toolchain.plan.types import Serving
@@ -53,8 +55,10 @@ def _with_model(found: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
     try:
         info = read_model(str(checkpoint), allow_download=False)
-        held = held_kv_cache(get_target(found.get("target") or LOCAL), found["kv_cache"])
-        per_token = kv_bytes_per_token(info, held, Serving(max_batch_size=1, max_seq_len=1))
+        target, gpu = get_target(found.get("target") or LOCAL), get_gpu(gpu_name)
+        held = held_kv_cache(target, found["kv_cache"], gpu.sm)
+        one = Serving(max_batch_size=1, max_seq_len=1)
+        per_token = kv_bytes_per_token(info, held, one, per_head=target.emulates)
     except ToolchainError:
         return found
     if found["manifest_sha256"] is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.build.llmapi.files import FILES, remove_trtllm_files, write_trtllm_files
+from toolchain.build.local import write_local_files
 from toolchain.build.tensorrt.bundle import (
     remove_tensorrt_files,
     require_buildable,
@@ -41,7 +42,7 @@ def write_target_files(
     remove_trtllm_files(directory)
     remove_tensorrt_files(directory)
     if plan.target == "local":
-        return []
+        return write_local_files(directory, plan, progress=progress or Silent())
     if plan.target == "tensorrt":
         return write_tensorrt_files(directory, plan, final=final, progress=progress or Silent())
     if plan.target != "trtllm":

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import ENGINE, device_option, json_option
-from toolchain.cli.output import emit, write_data
+from toolchain.cli.options import ENGINE, device_option, json_option, kernel_options
+from toolchain.cli.output import Terminal, emit, write_data
 from toolchain.core.errors import UsageError
 
 
@@ -23,17 +23,33 @@ from toolchain.core.errors import UsageError
 @click.option("--stop", multiple=True, help="Text that ends the answer; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Send the prompt as a user message through the chat template.")
 @device_option
+@kernel_options
 @json_option
-def command(engine: Path, prompt: str, device: str, chat: bool, as_json: bool, **sampling: Any) -> None:
+def command(
+    engine: Path,
+    prompt: str,
+    device: str,
+    kernels: str,
+    kv_cache: str,
+    kv_layout: str,
+    chat: bool,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
     """Generate text with ENGINE (an engine or checkpoint directory) in this process, streamed as it comes."""
     from toolchain.runtime.engine import LocalEngine
     from toolchain.runtime.threads import limit_threads
     from toolchain.runtime.types import SamplingParams
+    from toolchain.runtime.ways import Wish
 
     params = SamplingParams(**sampling)
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UsageError("the prompt is not UTF-8 text", hint="check the terminal's encoding", code="TC-503")
-    with LocalEngine.load(engine, device=device) as local:
+    wish = Wish(kernels=kernels, kv_cache=kv_cache, kv_layout=kv_layout)
+    terminal = Terminal()
+    with LocalEngine.load(engine, device=device, wish=wish, progress=terminal) as local:
+        for note in local.notes:
+            terminal.note(note)
         limit_threads(local.model)
         asked: Any = local.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
         if as_json:

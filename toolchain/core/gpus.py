@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from toolchain.core.lookup import pick
@@ -60,3 +61,18 @@ def get_gpu(name: str) -> Gpu:
     """The GPU called ``name`` (case-insensitive); UsageError lists the alternatives."""
     hint = "`toolchain list gpus` shows memory and SM versions"
     return pick(GPUS, name.lower(), kind="gpu", hint=hint, code="TC-102")
+
+
+def is_named(gpu: Gpu, device_name: str) -> bool:
+    """Whether a driver's name of a device, such as ``NVIDIA H200`` or ``NVIDIA GeForce RTX 4090``, is this GPU's."""
+    words = re.findall(r"[a-z0-9]+", device_name.lower())
+    name = _DRIVER_NAMES.get(gpu.name, gpu.name)
+    return any(
+        "".join(words[begin:end]) == name
+        for begin in range(len(words))
+        for end in range(begin + 1, len(words) + 1)
+    )
+
+
+_DRIVER_NAMES = {"dgxspark": "gb10"}
+"""Where the driver calls it otherwise."""

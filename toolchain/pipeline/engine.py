@@ -197,8 +197,11 @@ class _Run:
 
     def _target_files(self) -> tuple[str, ...]:
         from toolchain.build.bundle import TARGET_FILES
+        from toolchain.build.local import local_files
         from toolchain.build.tensorrt import FILES
 
+        if self.plan.target == "local":
+            return local_files(self.plan, self.directory / "checkpoint")
         return {"trtllm": TARGET_FILES, "tensorrt": FILES}.get(self.plan.target, ())
 
     def _builder(self) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def memory_findings(
         return
     room = int((total - fixed) * serving.kv_fraction)
     if estimates.kv_cache_per_gpu_bytes > room:
-        tokens = int(room / kv_bytes_per_token(info, kv_cache, serving))
+        tokens = int(room / kv_bytes_per_token(info, kv_cache, serving, per_head=target.emulates))
         message = (
             f"the KV cache of {serving.max_batch_size} requests of {serving.max_seq_len} tokens needs "
             f"{estimates.kv_cache_per_gpu_bytes / GIB:.1f} GiB per GPU; {room / GIB:.1f} GiB are left for it "
@@ -228,7 +228,7 @@ def memory_findings(
         quantized, mla = get_kv_cache(kv_cache).quant_algo, info.config.get("kv_lora_rank")
         # MLA's cache has no smaller form, and some published layouts have no words for one.
         refused = any(published_findings(info, choices, "fp8"))
-        hint = _kv_hint(tokens, target, serving, smaller=not (quantized or mla or refused))
+        hint = _kv_hint(tokens, target, serving, gpu, smaller=not (quantized or mla or refused))
         yield Finding(code="TC-130", where=where, message=message, hint=hint)
 
 
@@ -237,14 +237,14 @@ def _wider(serving: Serving) -> str:
     return f"--tp {serving.tp * 2}" + (f" --ep {serving.ep * 2}" if serving.ep == serving.tp > 1 else "")
 
 
-def _kv_hint(tokens: int, target: Target, serving: Serving, *, smaller: bool) -> str:
+def _kv_hint(tokens: int, target: Target, serving: Serving, gpu: Gpu, *, smaller: bool) -> str:
     """``smaller``: whether a cache of fewer bits is possible."""
     choices = []
     if tokens >= serving.max_seq_len:
         choices.append(f"--max-batch-size {tokens // serving.max_seq_len}")
     if tokens >= serving.max_batch_size:
         choices.append(f"--max-seq-len {tokens // serving.max_batch_size}")
-    if smaller and not target.emulates:
+    if smaller and target.keeps("fp8", gpu.sm):
         choices.append("--kv-cache fp8")
     # Under attention data parallelism every rank keeps the cache of its own requests whole.
     if target.parallel and not serving.attention_dp:

@@ -12,6 +12,7 @@ from toolchain.formats.base import Format
 from toolchain.models.types import LinearInfo, ModelInfo
 from toolchain.plan.policy import CUSTOM, EXPERTS_ONLY, KEPT, Policy, PolicyOptions
 from toolchain.plan.types import SOURCE_DTYPE, Plan
+from toolchain.targets.base import Target
 
 HARD_RULE = "hard rule"
 """``source`` of what nobody can change."""
@@ -71,8 +72,15 @@ class Choices:
                 yield linear, found
 
 
-NOTHING = Choices({})
-"""Every part keeps its dtype: what a target holds in memory that decodes its weights."""
+def held(choices: Choices, target: Target, sm: int) -> Choices:
+    """What ``target`` holds in the memory of a GPU: parts whose weights it decodes have the dtype of the source."""
+    return Choices(
+        {
+            part: choice
+            for part, choice in choices.by_part.items()
+            if choice.format is not None and target.keeps(choice.format.name, sm)
+        }
+    )
 
 
 def choose(

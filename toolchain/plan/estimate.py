@@ -8,7 +8,7 @@ from toolchain.core.gpus import Gpu
 from toolchain.core.roles import Role
 from toolchain.formats.base import DTYPE_BYTES
 from toolchain.models.types import ModelInfo
-from toolchain.plan.choices import NOTHING, Choices
+from toolchain.plan.choices import Choices, held
 from toolchain.plan.memory import (
     EMULATED,
     activation_bytes,
@@ -70,7 +70,6 @@ def estimate(
     formats = {item.format for item in assignments} - {SOURCE_DTYPE}
     grams = _observed_bytes(info, recipe)
     streamed, scratch, way = stream_memory(info, formats, recipe, kv_cache, calibration, grams)
-    held = NOTHING if target.emulates else choices
     return Estimates(
         parameters=info.parameters,
         active_parameters=active_parameters(info),
@@ -78,8 +77,10 @@ def estimate(
         source_bytes=info.source_bytes,
         checkpoint_bytes=checkpoint,
         effective_bits=checkpoint * 8 / info.parameters,
-        weights_per_gpu_bytes=weights_bytes(info, held, serving),
-        kv_cache_per_gpu_bytes=kv_cache_bytes(info, held_kv_cache(target, kv_cache), serving),
+        weights_per_gpu_bytes=weights_bytes(info, held(choices, target, gpu.sm), serving),
+        kv_cache_per_gpu_bytes=kv_cache_bytes(
+            info, held_kv_cache(target, kv_cache, gpu.sm), serving, per_head=target.emulates
+        ),
         activations_per_gpu_bytes=activation_bytes(info, serving),
         gpu_memory_bytes=round(gpu.memory_gib * GIB),
         quantize_memory_bytes=memory,
@@ -90,7 +91,7 @@ def estimate(
         basis="; ".join(
             part
             for part in (
-                EMULATED if target.emulates else "",
+                "" if all(target.keeps(name, gpu.sm) for name in formats) else EMULATED,
                 activations_basis(serving),
                 memory_basis,
                 BASIS[way],

@@ -108,15 +108,16 @@ def mtp_bytes(info: ModelInfo, tensor: TensorInfo, serving: Serving) -> float:
     return tensor.bytes * (expert_share(info, serving) if routed else 1)
 
 
-def held_kv_cache(target: Target, kv_cache: str) -> str:
+def held_kv_cache(target: Target, kv_cache: str, sm: int) -> str:
     """What the KV cache is held as in memory: an emulating target rounds the values and keeps the dtype."""
-    return "none" if target.emulates else kv_cache
+    return kv_cache if target.keeps(kv_cache, sm) else "none"
 
 
-def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving) -> float:
+def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving, *, per_head: bool = False) -> float:
     """KV cache of one token on the fullest rank, drafting layers included.
 
     Not divided: MLA's latent, of which every rank needs all, and with attention data parallelism any cache.
+    ``per_head``: MLA's keys and values are kept for each head, as transformers does, instead of their latent.
     """
     held = get_kv_cache(kv_cache)
     element = held.bits / 8 if held.quant_algo else DTYPE_BYTES[info.dtype]
@@ -124,15 +125,19 @@ def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving) -> floa
     is_mla = bool(info.config.get("kv_lora_rank"))
     heads_share = 1 if is_mla else min(serving.attention_tp, attention.num_kv_heads)
     layers = -(-attention.num_layers // serving.pp) + serving.mtp_layers
-    return attention.kv_elements_per_token_per_layer * layers * element / heads_share
+    elements = attention.kv_elements_per_token_per_layer
+    if is_mla and per_head:
+        elements = attention.num_heads * (attention.head_dim + int(info.config["v_head_dim"]))
+    return elements * layers * element / heads_share
 
 
-def kv_cache_bytes(info: ModelInfo, kv_cache: str, serving: Serving) -> int:
+def kv_cache_bytes(info: ModelInfo, kv_cache: str, serving: Serving, *, per_head: bool = False) -> int:
     """KV cache of ``max_batch_size`` requests of ``max_seq_len`` tokens, all of which one rank may hold.
 
     Sliding windows are counted in full.
     """
-    return round(serving.max_batch_size * serving.max_seq_len * kv_bytes_per_token(info, kv_cache, serving))
+    each = kv_bytes_per_token(info, kv_cache, serving, per_head=per_head)
+    return round(serving.max_batch_size * serving.max_seq_len * each)
 
 
 def mlp_width(info: ModelInfo, serving: Serving) -> int:
@@ -171,4 +176,6 @@ def activations_basis(serving: Serving) -> str:
     )
 
 
-EMULATED = "the local target decodes weights to the source dtype: in memory they are as large as the source's"
+EMULATED = (
+    "the local target decodes these weights to the source dtype: in memory they are as large as the source's"
+)

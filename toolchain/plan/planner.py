@@ -177,7 +177,7 @@ def _plan(info: ModelInfo, request: _Request, calibration: Calibration) -> Plan:
         info,
         choices,
         estimates,
-        kv_cache=held_kv_cache(request.target, request.kv_cache),
+        kv_cache=held_kv_cache(request.target, request.kv_cache, request.gpu.sm),
         gpu=request.gpu,
         target=request.target,
         serving=computable,

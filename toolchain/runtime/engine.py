@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.core.progress import Progress
 from toolchain.data.tokenizer import load_tokenizer
 from toolchain.runtime.detokenize import Detokenizer, special_ids
 from toolchain.runtime.encode import Encoder
@@ -73,6 +74,7 @@ class LocalEngine:
         queue: QueueLimits | None = None,
         wish: Wish | None = None,
         way: Way | None = None,
+        progress: Progress | None = None,
     ) -> LocalEngine:
         """Load an engine directory (engine.json, checkpoint/) or a checkpoint directory.
 
@@ -98,7 +100,7 @@ class LocalEngine:
         )
         notes = list(way.notes)
         if way.packed and target.type == "cuda":
-            notes += tuned(model, location.engine, limits, device=target)
+            notes += tuned(model, location.engine, limits, device=target, progress=progress)
         return cls(
             model,
             tokenizer,

@@ -20,6 +20,7 @@ from toolchain.runtime.service import Service, Writer
 from toolchain.runtime.threads import limit_threads
 from toolchain.runtime.waiting import QueueLimits
 from toolchain.runtime.warmup import warm_up
+from toolchain.runtime.ways import Wish
 
 
 def claim_stdout() -> IO[bytes]:
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-waiting-tokens", type=int, default=None, help="prompt tokens of all waiting requests together"
     )
     parser.add_argument("--max-queue-s", type=float, default=None, help="longest wait of one request")
+    parser.add_argument("--kernels", default="auto", help="auto: fused kernels where a GPU can; off")
+    parser.add_argument("--kv-cache", default="auto", help="auto, bf16 or fp8, on a GPU")
+    parser.add_argument("--kv-layout", default="paged", help="paged or static, on a GPU")
     parser.add_argument("--warmup-requests", type=int, default=0, help="inferences before it is ready")
     options = parser.parse_args(arguments)
     writer = Writer(claim_stdout())
@@ -60,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             max_batch_size=options.max_batch_size,
             queue=_queue_limits(options),
+            wish=Wish(kernels=options.kernels, kv_cache=options.kv_cache, kv_layout=options.kv_layout),
         )
+        for note in engine.notes:
+            print(f"{options.engine}: {note}", file=sys.stderr)  # noqa: T201 - the log of the process that serves
         limit_threads(engine.model)
         warm_up(engine, options.warmup_requests)
     except ToolchainError as error:

@@ -55,7 +55,13 @@ class Target:
     parallel: bool = True
     """Whether tp, ep and pp above 1 are possible."""
     emulates: bool = False
-    """Weights are decoded to the source dtype in memory, and the KV cache keeps the model's dtype."""
+    """Weights are decoded to the source dtype in memory, and the KV cache keeps the model's dtype, except where
+    ``packed`` says otherwise; MLA's keys and values are kept for each head."""
+    packed: tuple[str, ...] = ()
+    """Formats whose weights stay packed all the same, on GPUs since SM ``packed_since``."""
+    packed_kv: tuple[str, ...] = ()
+    """The same for KV caches."""
+    packed_since: int = 0
     deprecated: str = ""
     """Why this target should not be chosen any more, and what to choose."""
     refuses: str = ""
@@ -64,6 +70,12 @@ class Target:
     """What gains from 2:4 sparsity, by format, SM and kind of part; the first row that covers a request decides."""
     dense_because: str = ""
     """Why nothing gains, for targets without ``sparse_rows``."""
+
+    def keeps(self, format_name: str, sm: int) -> bool:
+        """Whether a GPU holds weights or a KV cache of this format as they are stored."""
+        if not self.emulates:
+            return True
+        return sm >= self.packed_since > 0 and format_name in self.packed + self.packed_kv
 
     def line(self, version: str) -> Line | None:
         """The table of a release; None for targets without lines."""

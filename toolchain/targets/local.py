@@ -1,4 +1,4 @@
-"""The embedded runtime: PyTorch on any CPU or GPU, with the formats' arithmetic emulated."""
+"""The embedded runtime: fused kernels on packed weights on GPUs, the formats' arithmetic emulated elsewhere."""
 
 from __future__ import annotations
 
@@ -6,12 +6,32 @@ from toolchain import __version__
 from toolchain.formats import FORMATS, KV_CACHES
 from toolchain.targets.base import ANY_SM, Row, Target
 
+PACKED = (
+    "fp8",
+    "fp8_block",
+    "fp8_per_channel_per_token",
+    "int4_awq",
+    "int4_gptq",
+    "mxfp4",
+    "nvfp4",
+    "w4a16_nvfp4",
+)
+"""Formats that ``toolchain/kernels`` multiplies (its KINDS; a test compares)."""
+PACKED_SINCE = 80
+KERNELS = (80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+"""SMs that Triton compiles for."""
+
 LOCAL = Target(
     name="local",
     title="Embedded runtime (PyTorch and transformers, CPU or GPU)",
     default_version=__version__,
     versions=(__version__,),
     rows=(
+        Row(
+            formats=PACKED,
+            sms=KERNELS,
+            note="packed in memory, fused kernels in the Triton language; 4-bit weights as W4A16 below SM 100",
+        ),
         Row(
             # Every format has a codec, and the runtime needs no more.
             formats=tuple(item.name for item in FORMATS),
@@ -24,5 +44,8 @@ LOCAL = Target(
     needs_gpu=False,
     parallel=False,
     emulates=True,
+    packed=PACKED,
+    packed_kv=("fp8", "fp8_cast"),
+    packed_since=PACKED_SINCE,
     dense_because="the embedded runtime multiplies with every zero",
 )

@@ -127,9 +127,12 @@ def _model(
 ) -> Iterator[LocalLM]:
     from toolchain.evaluate.harness.adapter import LocalLM
     from toolchain.runtime.engine import LocalEngine
+    from toolchain.runtime.ways import Wish
 
     progress.note(f"loading {directory}")
-    with LocalEngine.load(directory, device=device, emulate_activations=emulate) as engine:
+    # Decoded: what is judged is the rounding of the target, on any device.
+    wish = Wish(kernels="off")
+    with LocalEngine.load(directory, device=device, emulate_activations=emulate, wish=wish) as engine:
         yield LocalLM(engine, batch_size=batch_size, progress=progress)
 
 
