@@ -17,6 +17,7 @@ from toolchain.core.errors import ToolchainError, UsageError
 from toolchain.kernels.decoding import PAGE
 from toolchain.modeling.packed import load_packed
 from toolchain.modeling.packed.loading import packed_bytes
+from toolchain.plan.types import Serving
 from toolchain.quantize.job import quantize
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.location import Limits
@@ -142,7 +143,9 @@ def test_memory_is_what_was_planned(kind: str, kv_cache: str, tiny: Tiny, tmp_pa
     """Weights and cache of a GPU, byte for byte but for the page that belongs to nobody."""
     cpu, directory = torch.device("cpu"), tmp_path / "checkpoint"
     format = "w4a16_nvfp4"
-    plan = plan_for(tiny(kind), format, kv_cache=kv_cache, gpu="h200", max_batch_size=8, max_seq_len=512)
+    plan = plan_for(
+        tiny(kind), format, kv_cache=kv_cache, gpu="h200", serving=Serving(max_batch_size=8, max_seq_len=512)
+    )
     quantize(plan, directory)
     model = load_packed(directory, device=cpu)
     planned = plan.estimates

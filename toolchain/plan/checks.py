@@ -244,7 +244,7 @@ def _kv_hint(tokens: int, target: Target, serving: Serving, gpu: Gpu, *, smaller
         choices.append(f"--max-batch-size {tokens // serving.max_seq_len}")
     if tokens >= serving.max_batch_size:
         choices.append(f"--max-seq-len {tokens // serving.max_batch_size}")
-    if smaller and target.keeps("fp8", gpu.sm):
+    if smaller and target.keeps_kv("fp8", gpu.sm):
         choices.append("--kv-cache fp8")
     # Under attention data parallelism every rank keeps the cache of its own requests whole.
     if target.parallel and not serving.attention_dp:

@@ -110,7 +110,7 @@ def mtp_bytes(info: ModelInfo, tensor: TensorInfo, serving: Serving) -> float:
 
 def held_kv_cache(target: Target, kv_cache: str, sm: int) -> str:
     """What the KV cache is held as in memory: an emulating target rounds the values and keeps the dtype."""
-    return kv_cache if target.keeps(kv_cache, sm) else "none"
+    return kv_cache if target.keeps_kv(kv_cache, sm) else "none"
 
 
 def kv_bytes_per_token(info: ModelInfo, kv_cache: str, serving: Serving, *, per_head: bool = False) -> float:

@@ -72,10 +72,12 @@ class Target:
     """Why nothing gains, for targets without ``sparse_rows``."""
 
     def keeps(self, format_name: str, sm: int) -> bool:
-        """Whether a GPU holds weights or a KV cache of this format as they are stored."""
-        if not self.emulates:
-            return True
-        return sm >= self.packed_since > 0 and format_name in self.packed + self.packed_kv
+        """Whether a GPU holds weights of this format as they are stored."""
+        return not self.emulates or (sm >= self.packed_since > 0 and format_name in self.packed)
+
+    def keeps_kv(self, kv_cache: str, sm: int) -> bool:
+        """The same of a KV cache."""
+        return not self.emulates or (sm >= self.packed_since > 0 and kv_cache in self.packed_kv)
 
     def line(self, version: str) -> Line | None:
         """The table of a release; None for targets without lines."""
