@@ -12,6 +12,8 @@ Qwen3-MoE of 90M parameters is made. For each format, with its own recipe and an
 * The checkpoint made on CUDA passes the audit, and runs on CUDA and on the CPU: logits are compared in float32.
 * Training (QAD, three steps, NVFP4 and INT4): losses of both devices in float32, then in bf16 on CUDA; the trained
   checkpoint passes its audit against the trained weights.
+* The fused kernels (``benchmarks/kernels/check.py``): every format on random inputs against float64, poisoned outputs,
+  CUDA graphs against plain runs, compute-sanitizer where it is installed.
 * Seconds of calibration, export and of one forward pass, and peak GPU memory.
 """
 
@@ -230,8 +232,13 @@ def main() -> int:
             found = check_training(source, format_name, options.device, Path(folder))
             result["training"][format_name] = found
             print("training", format_name, json.dumps(found), flush=True)
+    from benchmarks.kernels.check import check, sanitize
+
+    result["kernels"] = {"check": check(torch.device(options.device)), "sanitizer": sanitize()}
+    print("kernels", json.dumps(result["kernels"]), flush=True)
     every = [
         *result["formats"].items(),
+        *(("kernels " + name, {"problems": [], **it}) for name, it in result["kernels"].items()),
         *(("training " + name, it) for name, it in result["training"].items()),
     ]
     failed = [name for name, found in every if found["problems"]]

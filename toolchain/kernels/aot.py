@@ -236,6 +236,12 @@ def _others() -> Iterator[Variant]:
         {"partial": "fp32", "bias": "fp32", "routing": "fp32", "experts": "i32", "out": "bf16"},
         ROUTED=True, BIAS=True, ACTIVATION="silu", WEIGHTED=True, SPLIT_K=4, BLOCK=512,
     )  # fmt: skip
+    yield plain(
+        "unsort", epilogue.unsort,
+        {"sums": "bf16", "order": "i32", "ends": "i32", "ids": "i32", "bias": "fp32", "routing": "fp32", "out": "bf16"},
+        BIAS=True, ACTIVATION="silu", WEIGHTED=True, BLOCK=512,
+    )  # fmt: skip
+    yield from _attention()
     for mode in ("tensor", "token", "group"):
         yield plain(
             f"round_e4m3 {mode}", rounding.round_e4m3,
@@ -247,6 +253,41 @@ def _others() -> Iterator[Variant]:
         {"x": "bf16", "rows_of": "i32", "given": "fp32", "out": "u8", "out_scale": "u8"},
         X_DIV=8, ROWS_OF=True, BLOCK=1024,
     )  # fmt: skip
+
+
+def _attention() -> Iterator[Variant]:
+    """Of Qwen3-30B-A3B: 32 heads of queries over 4 of keys, 128 wide."""
+    from toolchain.kernels import attention
+
+    strides = (
+        *("query_row_stride", "query_head_stride", "page_stride", "position_stride", "head_stride"),
+        *("value_page_stride", "value_position_stride", "value_head_stride", "table_stride", "heads"),
+    )
+    for fp8 in (False, True):
+        held = "u8" if fp8 else "bf16"
+        yield Variant(
+            name=f"attend {'FP8' if fp8 else 'BF16'}",
+            function=attention.attend,
+            pointers={
+                "query": "bf16", "keys": held, "values": held, "table": "i32", "slots": "i32", "lengths": "i32",
+                "sums": "fp32", "tops": "fp32", "weights": "fp32",
+            },
+            scalars={**dict.fromkeys(strides, "i32"), "scaling": "fp32", "key_scale": "fp32"},
+            constants={
+                "WINDOW": 0, "GROUP": 8, "BLOCK_G": 16, "DK": 128, "BLOCK_DK": 128, "DV": 128, "BLOCK_DV": 128,
+                "PAGE": 64, "SPLITS": 8, "FP8": fp8, "WIDE": False,
+            },
+            stages=2,
+            divisible=strides[:-2],
+        )  # fmt: skip
+    yield Variant(
+        name="merge",
+        function=attention.merge,
+        pointers={"sums": "fp32", "tops": "fp32", "weights": "fp32", "sinks": "bf16", "out": "bf16"},
+        scalars={"heads": "i32", "value_scale": "fp32"},
+        constants={"SINKS": True, "DV": 128, "BLOCK_DV": 128, "SPLITS": 8},
+        warps=2,
+    )
 
 
 def compile_all(architectures: tuple[int, ...] = ARCHITECTURES, only: str = "") -> Iterator[Compiled]:

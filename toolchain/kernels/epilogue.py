@@ -109,3 +109,47 @@ def finish(
     if WEIGHTED:
         sums = sums * tl.load(routing + row).to(tl.float32)
     tl.store(out + row * out_stride + column, sums.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def unsort(
+    sums,
+    order,
+    ends,
+    ids,
+    bias,
+    routing,
+    out,
+    N,
+    E,
+    out_stride,
+    alpha,
+    limit,
+    BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Scaled sums [pairs, N] in the order of experts -> out [pairs, N or N / 2] in their own; ``ends`` [E]: where each
+    expert's rows end. Rows behind the last one belong to no expert."""
+    position = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if position >= tl.load(ends + E - 1):
+        return
+    pair = tl.load(order + position).to(tl.int64)
+    GATED: tl.constexpr = ACTIVATION != "none"
+    width = N // 2 if GATED else N
+    valid = column < width
+    first = column * 2 if GATED else column
+    value = tl.load(sums + position * N + first, mask=valid, other=0.0).to(tl.float32)
+    expert = tl.load(ids + pair).to(tl.int64)
+    if BIAS:
+        value += tl.load(bias + expert * N + first, mask=valid, other=0.0)
+    if GATED:
+        up = tl.load(sums + position * N + first + 1, mask=valid, other=0.0).to(tl.float32)
+        if BIAS:
+            up += tl.load(bias + expert * N + first + 1, mask=valid, other=0.0)
+        value = activate(value, up, ACTIVATION == "clamped", alpha, limit)
+    if WEIGHTED:
+        value = value * tl.load(routing + pair).to(tl.float32)
+    tl.store(out + pair * out_stride + column, value.to(out.dtype.element_ty), mask=valid)

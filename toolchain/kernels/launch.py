@@ -11,6 +11,7 @@ from toolchain.kernels import block_scaled, epilogue, matmul, rounding, routing
 from toolchain.kernels.kinds import Kind
 from toolchain.kernels.packing import Packed
 from toolchain.kernels.settings import Settings
+from toolchain.kernels.torch_grouped import multiply_by_torch
 
 WIDE: bool = bool(triton.knobs.runtime.interpret)
 """In Triton's interpreter, which knows no bfloat16 arithmetic: float32 instead."""
@@ -41,6 +42,8 @@ class Route:
     block_begin: torch.Tensor
     block_rows: torch.Tensor
     block_m: int
+    counts: torch.Tensor | None = None
+    """int32 [experts]: pairs of each; None where they are not sorted."""
 
     @property
     def pairs(self) -> int:
@@ -118,7 +121,7 @@ def make_route(ids: torch.Tensor, experts: int, block_m: int) -> Route:
         return torch.empty(size, dtype=torch.int32, device=device)
 
     counts = torch.zeros(experts, dtype=torch.int32, device=device)
-    cursors, order = empty(experts), empty(pairs)
+    cursors, order = empty(experts), torch.zeros_like(flat)
     route = Route(
         ids=flat,
         top_k=top_k,
@@ -127,6 +130,7 @@ def make_route(ids: torch.Tensor, experts: int, block_m: int) -> Route:
         block_begin=empty(most),
         block_rows=empty(most),
         block_m=block_m,
+        counts=counts,
     )
     size = 256
     grid = (triton.cdiv(pairs, size),)
@@ -226,6 +230,10 @@ def multiply(
     if not rows:
         return out
     kind = packed.kind
+    if settings.by_torch and route is not None and route.counts is not None and isinstance(x, Rounded):
+        return multiply_by_torch(
+            packed, x, route, out=out, x_div=x_div, activation=activation, weights=weights
+        )
     code = "e4m3x" if kind.code == "e4m3" and rounded and native_fp8(values.device) else kind.code
     scale = packed.scale
     if kind.code == "e2m1" and kind.scales == "e4m3" and scale is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolchain.kernels.kinds import Kind
@@ -34,6 +34,8 @@ class Settings:
     warps: int = 4
     stages: int = 3
     """Loads in flight."""
+    by_torch: int = 0
+    """1: torch's scaled grouped matmul instead of ours, with blocks of ours for the sorting alone."""
 
     def as_json(self) -> dict[str, int]:
         return asdict(self)
@@ -98,6 +100,8 @@ def candidates(shape: Shape, tokens: int, processors: int) -> Iterator[Settings]
     first = default(shape, tokens, processors)
     yield first
     rows = rows_per_expert(shape, tokens)
+    if shape.experts > 1 and shape.kind.rounding in ("tensor", "token"):
+        yield replace(first, by_torch=1)
     seen = {first}
     widest_k = 128 if shape.kind.multiplies_sums else 256
     if rows <= SMALL * 2:

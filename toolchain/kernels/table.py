@@ -78,6 +78,7 @@ def kernels_digest() -> str:
         "packing",
         "routing",
         "rounding",
+        "torch_grouped",
     ):
         found.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return found.hexdigest()[:16]

@@ -49,6 +49,7 @@ class FusedExperts(UnfusedExperts):
 
         tokens, top_k = indices.shape
         first = self.chooser.settings(self.gate_up_shape, tokens)
+        # One sorting for both.
         second = replace(self.chooser.settings(self.down_shape, tokens), block_m=first.block_m)
         route = make_route(indices, self.num_experts, first.block_m)
         div = top_k
