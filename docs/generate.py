@@ -71,7 +71,7 @@ def support() -> str:
         "The word in a cell is the `moe_config.backend` that is written; *limited* runs with a note, `-` is refused at "
         "plan time with the nearest thing that works (`toolchain support` has notes and evidence). Target `local` runs "
         "every format on any CPU or GPU with PyTorch, with the exact values of the format, at the speed of "
-        "PyTorch; on NVIDIA GPUs since Ampere fp8, fp8_block, fp8_per_channel_per_token, nvfp4, w4a16_nvfp4, mxfp4 and INT4 "
+        "PyTorch; on NVIDIA GPUs since Ampere FP8, NVFP4, MXFP4 and INT4 weights "
         "stay packed and run through fused kernels (toolchain/kernels), which have not met a GPU yet."
     )
     return "\n".join(lines)

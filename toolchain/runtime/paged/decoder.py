@@ -67,9 +67,19 @@ class Decoder:
         captured.graph.replay()
         return captured.logits[:rows]
 
-    def try_out(self) -> None:
-        """One step that belongs to nobody."""
-        self._run(self._fill(self._sizes[0], [], [], []))
+    def try_out(self) -> str | None:
+        """One step that belongs to nobody, and its capture; why steps cannot be captured, if so. NotPaged, or whatever a
+        failing step raises."""
+        size = self._sizes[0]
+        inputs = self._fill(size, [], [], [])
+        self._run(inputs)
+        if self._capture:
+            try:
+                self._graphs[size] = self._captured(inputs)
+            except Exception as error:  # noqa: BLE001 - the same steps run without graphs, slower
+                self._capture = False
+                return f"{type(error).__name__}: {error}"
+        return None
 
     def _fill(
         self, size: int, tokens: Sequence[int], slots: Sequence[int], lengths: Sequence[int]

@@ -69,13 +69,16 @@ def set_up(model: Any, cache: Any, wish: Paging, *, device: torch.device, option
         )
         # A step of a row that nobody owns: whether attention can read pages is known after it.
         with torch.inference_mode():
-            decoder.try_out()
+            why = decoder.try_out()
     except NotPaged:
         attend_as_before(model)
         raise
-    notes: tuple[str, ...] = ()
+    except Exception as error:
+        attend_as_before(model)
+        raise NotPaged(f"a first step failed, {type(error).__name__}: {error}") from error
     if host_decides and device.type == "cuda":
-        notes = ("decoding is not captured in CUDA graphs: some experts are not fused",)
+        why = "some experts are not fused"
+    notes = (f"decoding is not captured in CUDA graphs: {why}",) if why else ()
     return Paged(pool=pool, pages=pages, decoder=decoder, notes=notes)
 
 
