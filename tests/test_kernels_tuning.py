@@ -18,10 +18,12 @@ from toolchain.kernels.kinds import KINDS, W4A4
 from toolchain.kernels.settings import BUCKETS, Settings, Shape, bucket, candidates, default
 from toolchain.kernels.table import Identity, identity_of, kernels_digest, read_table, write_table
 from toolchain.modeling.packed import load_packed
+from toolchain.modeling.packed.loading import OLDEST
 from toolchain.modeling.packed.tuning import jobs_of, token_counts, tune
 from toolchain.quantize.job import quantize
 from toolchain.runtime.location import Limits
 from toolchain.runtime.tuned import tuned
+from toolchain.targets.local import LOCAL, PACKED
 
 Tiny = Callable[[str], Path]
 CPU = torch.device("cpu")
@@ -135,6 +137,10 @@ def test_candidates_can_be_compiled(kind: Any, tokens: int) -> None:
             assert size & (size - 1) == 0
         assert settings.block_m >= 16 and settings.block_n >= 32 and settings.block_k >= 32
         assert not kind.multiplies_sums or settings.block_k <= 128
+
+
+def test_plans_count_as_packed_what_the_kernels_read() -> None:
+    assert set(PACKED) == set(KINDS) and LOCAL.packed_since == 10 * OLDEST[0] + OLDEST[1]
 
 
 def test_numbers_of_tokens() -> None:

@@ -182,6 +182,17 @@ def test_sizes_of_batches() -> None:
     assert sizes_up_to(300)[-3:] == [192, 256, 300]
 
 
+def test_the_plain_path_is_said_where_a_user_reads_it(
+    tiny: Tiny, tmp_path: Path, toolchain: Callable[..., Any]
+) -> None:
+    directory = tmp_path / "checkpoint"
+    quantize(plan_for(tiny("qwen3_moe"), "nvfp4"), directory)
+    ran = toolchain("generate", directory, "--prompt", "x", "--max-tokens", 1)
+    assert ran.status == 0 and "decoded: the fused kernels need an NVIDIA GPU, this is cpu" in ran.err
+    ran = toolchain("generate", directory, "--prompt", "x", "--max-tokens", 1, "--kernels", "off")
+    assert ran.status == 0 and "fused" not in ran.err
+
+
 def test_ways(tiny: Tiny, tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     way = choose_way(tiny("qwen3_moe"), cpu, None, Wish(), emulate=True)

@@ -140,6 +140,7 @@ def measure_decoding(
     """A row for each format and batch, with BF16 transformers of the same run."""
     from toolchain.core.progress import Silent
     from toolchain.kernels.settings import default
+    from toolchain.modeling.packed.loading import packed_bytes
     from toolchain.modeling.packed.tuning import tune
     from toolchain.runtime.tuned import settings_of
 
@@ -158,12 +159,15 @@ def measure_decoding(
             model.toolchain_chooser.use(settings_of(found))
             for batch in batches:
                 speed = ours(model, device, batch, count)
+                held = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
                 rows.append(
                     {
                         "format": format,
                         "batch": batch,
                         "tokens_per_s": speed,
                         "bf16_tokens_per_s": plain[batch],
+                        "weights_bytes": packed_bytes(model),
+                        "allocated_bytes": held,
                     }
                 )
             del model

@@ -68,8 +68,9 @@ class Decoder:
         return captured.logits[:rows]
 
     def try_out(self) -> str | None:
-        """One step that belongs to nobody, and its capture; why steps cannot be captured, if so. NotPaged, or whatever a
-        failing step raises."""
+        """One step that belongs to nobody, and its capture; why steps cannot be captured, if so.
+
+        Raises NotPaged, or whatever a failing step raises."""
         size = self._sizes[0]
         inputs = self._fill(size, [], [], [])
         self._run(inputs)
