@@ -11,9 +11,10 @@ import torch
 from tests.kernel_cases import Case, make
 from toolchain.codecs import e2m1, get_codec
 from toolchain.kernels.kinds import KINDS, W4A4
-from toolchain.kernels.launch import Activation, Rounded, combine, make_route, multiply, round_inputs
+from toolchain.kernels.launch import Activation, Rounded, multiply, round_inputs
 from toolchain.kernels.packing import unpacked
 from toolchain.kernels.settings import Settings
+from toolchain.kernels.sorting import combine, make_route
 
 SETTINGS = Settings(block_m=16, block_n=32, block_k=64)
 TALL = Settings(block_m=32, block_n=64, block_k=128)

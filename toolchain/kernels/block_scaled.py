@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from toolchain.kernels import epilogue
+from toolchain.kernels.routing import block_of
 
 
 @triton.jit
@@ -62,27 +63,12 @@ def scaled_matmul(
 ):
     """x uint8 [X, K / 2] with E4M3 scales uint8 [X, K / 16], weight uint8 [E, N, K / 2] with [E, N, K / 16] likewise;
     the rest as ``matmul.packed_matmul``."""
-    pid = tl.program_id(0)
     part = tl.program_id(1)
-    blocks_n = tl.cdiv(N, BLOCK_N)
-    blocks_m = tl.num_programs(0) // blocks_n
-    in_group = GROUP_M * blocks_n
-    first_m = pid // in_group * GROUP_M
-    size_m = tl.minimum(blocks_m - first_m, GROUP_M)
-    block_m = first_m + (pid % in_group) % size_m
-    block_n = (pid % in_group) // size_m
-    if ROUTED:
-        expert = tl.load(block_expert + block_m).to(tl.int64)
-        if expert < 0:
-            return
-        lanes = tl.arange(0, BLOCK_M)
-        valid_m = lanes < tl.load(block_rows + block_m)
-        row = tl.load(order + tl.load(block_begin + block_m) + lanes, mask=valid_m, other=0).to(tl.int64)
-    else:
-        expert = tl.zeros((), tl.int64)
-        lanes = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        valid_m = lanes < rows
-        row = tl.where(valid_m, lanes, 0).to(tl.int64)
+    expert, block_n, row, valid_m = block_of(
+        order, block_expert, block_begin, block_rows, rows, N, ROUTED, BLOCK_M, BLOCK_N, GROUP_M
+    )
+    if expert < 0:
+        return
     x_row = row // X_DIV
     n = tl.minimum(block_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
     byte = tl.arange(0, BLOCK_K // 2)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from toolchain.kernels import decode, epilogue
+from toolchain.kernels.routing import block_of
 
 
 @triton.jit
@@ -74,31 +75,12 @@ def packed_matmul(
     columns (X_SCALE_GROUPS). With SPLIT_K > 1 each of SPLIT_K programs adds up its part of K and writes float32
     [SPLIT_K, rows, N], which ``finish`` goes on with.
     """
-    pid = tl.program_id(0)
     part = tl.program_id(1)
-    blocks_n = tl.cdiv(N, BLOCK_N)
-    blocks_m = tl.num_programs(0) // blocks_n
-    # Programs that run together share blocks of weights and of inputs.
-    in_group = GROUP_M * blocks_n
-    first_m = pid // in_group * GROUP_M
-    size_m = tl.minimum(blocks_m - first_m, GROUP_M)
-    block_m = first_m + (pid % in_group) % size_m
-    block_n = (pid % in_group) // size_m
-
-    if ROUTED:
-        expert = tl.load(block_expert + block_m).to(tl.int64)
-        if expert < 0:
-            return
-        begin = tl.load(block_begin + block_m)
-        count = tl.load(block_rows + block_m)
-        lanes = tl.arange(0, BLOCK_M)
-        valid_m = lanes < count
-        row = tl.load(order + begin + lanes, mask=valid_m, other=0).to(tl.int64)
-    else:
-        expert = tl.zeros((), tl.int64)
-        lanes = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        valid_m = lanes < rows
-        row = tl.where(valid_m, lanes, 0).to(tl.int64)
+    expert, block_n, row, valid_m = block_of(
+        order, block_expert, block_begin, block_rows, rows, N, ROUTED, BLOCK_M, BLOCK_N, GROUP_M
+    )
+    if expert < 0:
+        return
     x_row = row // X_DIV
 
     # Rows beyond the last one read the last one again, which is thrown away.

@@ -151,3 +151,43 @@ def combine(outputs, ids, result, E, H, TOP_K: tl.constexpr, BLOCK: tl.constexpr
             line = outputs + (token * TOP_K + index) * H
             total += tl.load(line + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(result + token * H + column, total.to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def block_of(
+    order,
+    block_expert,
+    block_begin,
+    block_rows,
+    rows,
+    N,
+    ROUTED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """What a program of a product works on: its expert (-1: none), block of columns, rows [BLOCK_M] and which are real.
+
+    Programs that run together share blocks of weights and of inputs: GROUP_M blocks of rows go through all columns."""
+    pid = tl.program_id(0)
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    blocks_m = tl.num_programs(0) // blocks_n
+    in_group = GROUP_M * blocks_n
+    first_m = pid // in_group * GROUP_M
+    size_m = tl.minimum(blocks_m - first_m, GROUP_M)
+    block_m = first_m + (pid % in_group) % size_m
+    block_n = (pid % in_group) // size_m
+    lanes = tl.arange(0, BLOCK_M)
+    if ROUTED:
+        expert = tl.load(block_expert + block_m).to(tl.int64)
+        # Of no expert: nothing was written there.
+        there = expert >= 0
+        begin = tl.load(block_begin + block_m, mask=there, other=0)
+        valid = lanes < tl.load(block_rows + block_m, mask=there, other=0)
+        row = tl.load(order + begin + lanes, mask=valid, other=0).to(tl.int64)
+    else:
+        expert = tl.zeros((), tl.int64)
+        lanes = block_m * BLOCK_M + lanes
+        valid = lanes < rows
+        row = tl.where(valid, lanes, 0).to(tl.int64)
+    return expert, block_n, row, valid

@@ -77,6 +77,7 @@ def kernels_digest() -> str:
         "matmul",
         "packing",
         "routing",
+        "sorting",
         "rounding",
         "torch_grouped",
     ):

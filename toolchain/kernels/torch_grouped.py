@@ -14,7 +14,8 @@ from toolchain.kernels import epilogue
 from toolchain.kernels.packing import Packed
 
 if TYPE_CHECKING:
-    from toolchain.kernels.launch import Activation, Rounded, Route
+    from toolchain.kernels.launch import Activation, Rounded
+    from toolchain.kernels.sorting import Route
 
 
 def multiply_by_torch(

@@ -16,7 +16,8 @@ from toolchain.modeling.experts import ExpertMLP, UnfusedExperts
 from toolchain.modeling.packed.chooser import Chooser
 
 if TYPE_CHECKING:
-    from toolchain.kernels.launch import Activation, Rounded, Route
+    from toolchain.kernels.launch import Activation, Rounded
+    from toolchain.kernels.sorting import Route
 
 
 class FusedExperts(UnfusedExperts):
@@ -45,7 +46,8 @@ class FusedExperts(UnfusedExperts):
         self._common = {id(packed): _is_common(packed) for packed in (gate_up, down)}
 
     def forward(self, hidden: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        from toolchain.kernels.launch import combine, make_route, multiply
+        from toolchain.kernels.launch import multiply
+        from toolchain.kernels.sorting import combine, make_route
 
         tokens, top_k = indices.shape
         first = self.chooser.settings(self.gate_up_shape, tokens)

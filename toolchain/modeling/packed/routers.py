@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from toolchain.kernels.launch import Scoring
+    from toolchain.kernels.sorting import Scoring
 
 
 def fuse_routers(model: nn.Module) -> int:
@@ -68,7 +68,7 @@ def _minimax(
 
 
 def _scoring(name: str, router: Any, **options: Any) -> Scoring:
-    from toolchain.kernels.launch import Scoring
+    from toolchain.kernels.sorting import Scoring
 
     return Scoring(scoring=name, top_k=int(router.top_k), **options)
 
@@ -81,7 +81,7 @@ def _chosen(
     dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(logits, weights, ids), the order of transformers 5."""
-    from toolchain.kernels.launch import choose_experts
+    from toolchain.kernels.sorting import choose_experts
 
     ids, weights = choose_experts(logits, scoring, bias)
     return logits, weights.to(dtype) if dtype else weights, ids.long()

@@ -124,7 +124,8 @@ def _try(
 
 def _runner(job: Job, tokens: int, device: torch.device) -> Callable[[Settings], Callable[[], torch.Tensor]]:
     """Settings -> a call of the multiplication with everything else prepared."""
-    from toolchain.kernels.launch import Rounded, Route, make_route, multiply, round_inputs
+    from toolchain.kernels.launch import Rounded, multiply, round_inputs
+    from toolchain.kernels.sorting import Route, make_route
 
     shape, packed = job.shape, job.packed
     generator = torch.Generator().manual_seed(tokens)
