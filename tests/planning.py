@@ -10,8 +10,8 @@ from toolchain.models.reader import read_model
 from toolchain.plan.planner import make_plan, require_clean
 from toolchain.plan.types import Calibration, Plan
 
-TEXT = Path(__file__).parent.parent / "toolchain" / "core"
-"""A few thousand bytes of text, one token each with the tokenizer of the tiny models."""
+TEXT = Path(__file__).parent / "data" / "text" / "core"
+"""Thousands of bytes, one token each with the tokenizer of the tiny models; the same whatever becomes of the code."""
 
 
 def plan_for(model: Path, format: str, **options: Any) -> Plan:

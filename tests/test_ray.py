@@ -53,6 +53,8 @@ def cluster(alone_with_ray: None) -> Iterator[Any]:
         patch.delenv("RAY_ADDRESS", raising=False)
         from ray.cluster_utils import Cluster
 
+        # With a directory of its own for the rest, Ray still writes a file there, and does not make it.
+        (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets have paths of 107 bytes
         head = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         made = Cluster(initialize_head=True, head_node_args={**node(), **head, "temp_dir": temporary})
