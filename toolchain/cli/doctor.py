@@ -48,7 +48,10 @@ def _gpus() -> list[str]:
 def _can() -> dict[str, str]:
     from importlib.util import find_spec
 
+    import torch
+
     from toolchain.core.errors import ToolchainError
+    from toolchain.modeling.packed import why_no_kernels
     from toolchain.triton.install import find_server
 
     answers: dict[str, Any] = {
@@ -59,6 +62,9 @@ def _can() -> dict[str, str]:
         answers["serve"] = f"yes: {server.description}" if server else "no: run `make tritonserver`"
     except ToolchainError as error:
         answers["serve"] = f"no: {error.message}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    why = why_no_kernels(device)
+    answers["packed weights"] = f"no: {why}; they are decoded" if why else "yes: fused kernels on this GPU"
     answers["trtllm"] = (
         "yes" if find_spec("tensorrt_llm") else "no: TensorRT-LLM is not installed; bundles can be built"
     )

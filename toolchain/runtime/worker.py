@@ -14,6 +14,7 @@ import sys
 from typing import IO
 
 from toolchain.core.errors import ToolchainError
+from toolchain.core.progress import Silent
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.protocol import NO_REQUEST, error_message
 from toolchain.runtime.service import Service, Writer
@@ -29,6 +30,13 @@ def claim_stdout() -> IO[bytes]:
     protocol = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return protocol
+
+
+class _Log(Silent):
+    """Notes of long work, such as tuning, in the log of the process that serves."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _queue_limits(options: argparse.Namespace) -> QueueLimits:
@@ -65,9 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
             max_batch_size=options.max_batch_size,
             queue=_queue_limits(options),
             wish=Wish(kernels=options.kernels, kv_cache=options.kv_cache, kv_layout=options.kv_layout),
+            progress=_Log(),
         )
         for note in engine.notes:
-            print(f"{options.engine}: {note}", file=sys.stderr)  # noqa: T201 - the log of the process that serves
+            _Log().note(f"{options.engine}: {note}")
         limit_threads(engine.model)
         warm_up(engine, options.warmup_requests)
     except ToolchainError as error:

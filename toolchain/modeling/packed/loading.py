@@ -33,6 +33,11 @@ KV_SCALES = "toolchain_kv_scales"
 
 def why_not_packed(directory: Path, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Why the weights of ``directory`` must be decoded on ``device``; None when they can stay packed."""
+    return why_no_kernels(device) or why_not_stored(directory, dtype)
+
+
+def why_no_kernels(device: torch.device) -> str | None:
+    """Why the fused kernels cannot run on ``device``; None when they can."""
     if device.type != "cuda":
         return f"the fused kernels need an NVIDIA GPU, this is {device}"
     if torch.version.cuda is None:
@@ -45,11 +50,11 @@ def why_not_packed(directory: Path, device: torch.device, dtype: torch.dtype | N
         )
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed"
-    return why_not_stored(directory, dtype)
+    return None
 
 
 def why_not_stored(directory: Path, dtype: torch.dtype | None) -> str | None:
-    """The same, of the files alone."""
+    """The same as ``why_not_packed``, of the files alone."""
     config = read_json(directory / "config.json")
     if isinstance(open_source(directory), QuantizedSource):
         stored = True
@@ -128,4 +133,4 @@ def packed_bytes(model: nn.Module) -> int:
     return total
 
 
-__all__ = ["load_packed", "packed_bytes", "why_not_packed", "why_not_stored"]
+__all__ = ["load_packed", "packed_bytes", "why_no_kernels", "why_not_packed", "why_not_stored"]
