@@ -97,12 +97,20 @@ class Runner:
         if self.prefill_tokens == 0:
             self.prefill_tokens = PREFILL_TOKENS.get(self.device.type, OTHER_PREFILL_TOKENS)
 
+    def bind(self) -> None:
+        """Make this thread work on the model's GPU: Triton launches on the thread's current one."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def probe(self) -> None:
         """One forward over one token: a model that cannot run fails here; its cache tells how to batch it."""
         import torch
 
         from toolchain.runtime.kv import can_merge
 
+        self.bind()
         if self.paging is None:
             self._attend_by_row()
         with torch.inference_mode():

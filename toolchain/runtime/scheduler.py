@@ -89,6 +89,7 @@ class Scheduler:
     def _loop(self) -> None:
         import torch
 
+        self._runner.bind()
         with torch.inference_mode():
             while self._wait():
                 try:

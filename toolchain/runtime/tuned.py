@@ -59,9 +59,13 @@ def tuned(
 
 def find(model: Any, limits: Limits, *, device: torch.device, progress: Progress, **options: Any) -> Tuned:
     """Tune for all batches of decoding and for prompts of one prefill."""
+    import torch
+
     from toolchain.modeling.packed.tuning import token_counts, tune
     from toolchain.runtime.model import OTHER_PREFILL_TOKENS
 
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     most = max(limits.max_batch_size, min(OTHER_PREFILL_TOKENS, limits.max_seq_len * limits.max_batch_size))
     return tune(model, **{"tokens": token_counts(most), "device": device, "progress": progress, **options})
 

@@ -88,6 +88,7 @@ def _pool(shapes: list[LayerShape], wish: Paging, device: torch.device, item_byt
     wanted = per_request * wish.max_batch_size
     room = wish.memory_bytes
     if room is None and device.type == "cuda":
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
         room = int(free - KEPT_FREE * total)
     fitting = wanted if room is None else min(wanted, room // each - 1)
