@@ -12,9 +12,9 @@ from tests.planning import plan_for
 from tests.tiny import make_fp8_source, make_mxfp4_source
 from toolchain.checkpoint.source import open_source
 from toolchain.codecs import get_codec
-from toolchain.kernels.kinds import Kind
+from toolchain.kernels.kinds import Kind, kind_of
 from toolchain.modeling.loading import load_checkpoint
-from toolchain.modeling.packed import load_packed, why_not_packed
+from toolchain.modeling.packed import filling, load_packed, why_not_packed
 from toolchain.modeling.packed.experts import FusedExperts
 from toolchain.modeling.packed.linear import PackedLinear
 from toolchain.modeling.packed.loading import DECODED, packed_bytes, why_not_stored
@@ -83,6 +83,21 @@ def test_same_logits_as_the_decoded_model(
     assert getattr(packed, DECODED) == {}
     assert PackedLinear in kept or FusedExperts in kept
     assert (FusedExperts in kept) == (kind != "qwen3")
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3"])
+def test_blackwell_rounds_its_inputs_as_the_emulation(
+    kind: str, exported: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVFP4 as a GPU of compute capability 10.0 holds and multiplies it."""
+    monkeypatch.setattr(filling, "kind_of", lambda format, capability: kind_of(format, (10, 0)))
+    directory = exported(kind, "nvfp4")
+    packed = load_packed(directory, device=CPU, dtype=torch.float32)
+    assert {item.rounding for item in kinds_of(packed)} == {"nvfp4"}
+    expected = logits(load_checkpoint(directory, device=CPU, dtype=torch.float32))
+    unrounded = logits(load_checkpoint(directory, device=CPU, dtype=torch.float32, emulate_activations=False))
+    actual = logits(packed)
+    assert (actual - expected).norm() <= 0.02 * expected.norm() < (unrounded - expected).norm()
 
 
 def test_no_weight_is_there_twice(exported: Callable[[str, str], Path]) -> None:

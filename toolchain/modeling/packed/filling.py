@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from toolchain.codecs import Codec
 from toolchain.core.errors import ToolchainError
 from toolchain.families import Family
-from toolchain.kernels.kinds import kind_of
+from toolchain.kernels.kinds import Kind, kind_of
 from toolchain.kernels.packing import Packed, pack
 from toolchain.modeling.experts import UnfusedExperts
 from toolchain.modeling.filling import Filler
@@ -38,7 +38,7 @@ class PackedFiller(Filler):
 
     def fill_quantized(self, name: str, tensors: Mapping[str, torch.Tensor], codec: Codec) -> None:
         path = self.family.to_module(name)
-        kind = kind_of(codec.format.name, self._capability)
+        kind = self._kind(codec.format.name, [tensors])
         if kind is None:
             self._decode(name, tensors, codec, f"there are no kernels for {codec.format.name}")
             return
@@ -75,7 +75,7 @@ class PackedFiller(Filler):
             )
             self._decode_all(owner, why)
             return
-        kind = kind_of(formats.pop(), self._capability)
+        kind = self._kind(formats.pop(), [tensors for _, tensors, _ in waiting.values()])
         assert kind is not None
         sets = [
             {projection: waiting[index, projection][1] for projection in PROJECTIONS}
@@ -93,6 +93,11 @@ class PackedFiller(Filler):
             gate_up, down, activation, self.chooser, scales_input=scales_its_input(experts), top_k=int(top_k)
         )
         self._replace(owner, fused)
+
+    def _kind(self, format: str, stored: Sequence[Mapping[str, torch.Tensor]]) -> Kind | None:
+        """Inputs can only be rounded to NVFP4 where every matrix has a scale for them."""
+        can_round = all("input_scale" in tensors for tensors in stored)
+        return kind_of(format, self._capability if can_round else None)
 
     def _decode_all(self, owner: str, why: str) -> None:
         for name, tensors, codec in self._experts.pop(owner).values():
