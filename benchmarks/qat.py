@@ -145,7 +145,7 @@ def train(run: Run, format_name: str, name: str) -> dict[str, Any]:
     seconds = toolchain(
         "qat", str(start), "--data", str(run.train_text), "--output", str(engine), *method, *roles, *judging(run),
         *SETTINGS, "--steps", str(found.steps), "--learning-rate", str(LORA_RATE if lora else found.rate),
-        "--seed", str(run.seed), *found.options,
+        "--seed", str(run.seed), *(() if name == "qat" else found.options),  # those are of distillation
         *(["--learned-scales"] if get_format(format_name).learned_scales and not lora else []),
     )  # fmt: skip
     return {"format": format_name, "row": name, "seconds": seconds, **judge(run, engine)}
