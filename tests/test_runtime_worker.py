@@ -73,7 +73,8 @@ def test_the_chunks_of_one_round_come_in_one_line(model: Path) -> None:
     """And say what runs and what waits."""
     pipe = Pipe(str(model), "--device", "cpu", "--max-batch-size", "2")
     assert pipe.receive()["op"] == "ready"
-    params = {"max_tokens": 40, "ignore_eos": True}
+    # Long enough that all four have been read before the first one ends, however busy the machine is.
+    params = {"max_tokens": 300, "ignore_eos": True}
     for identity in range(3):
         pipe.send({"op": "generate", "id": identity, "text_input": "abc", "params": params})
     pipe.send({"op": "generate", "id": 9, "text_input": "abc", "params": {**params, "max_tokens": 1}})
@@ -84,7 +85,7 @@ def test_the_chunks_of_one_round_come_in_one_line(model: Path) -> None:
     pipe.process.kill()
     pipe.process.communicate()
     entries = [entry for line in lines for entry in line["chunks"]]
-    assert sum(len(entry["token_ids"]) for entry in entries) == 3 * 40 + 1
+    assert sum(len(entry["token_ids"]) for entry in entries) == 3 * 300 + 1
     # Two rows: a step in which both have text is one line.
     assert max(len(line["chunks"]) for line in lines) >= 2
     assert len(lines) < len(entries)
