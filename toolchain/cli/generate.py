@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from toolchain.cli.options import ENGINE, device_option, json_option, kernel_options
+from toolchain.cli.options import ENGINE, device_option, json_option
 from toolchain.cli.output import Terminal, emit, write_data
+from toolchain.cli.running import kernel_options
 from toolchain.core.errors import UsageError
 
 

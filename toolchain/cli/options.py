@@ -66,29 +66,6 @@ seed_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N: where the work is done."
 )
-kernel_options = stack(
-    click.option(
-        "--kernels",
-        type=click.Choice(["auto", "off"]),
-        default="auto",
-        show_default=True,
-        help="auto: weights stay packed, and fused kernels compute on them, where an NVIDIA GPU can; off: decoded.",
-    ),
-    click.option(
-        "--kv-cache",
-        type=click.Choice(["auto", "bf16", "fp8"]),
-        default="auto",
-        show_default=True,
-        help="On a GPU; auto: what the checkpoint was made for.",
-    ),
-    click.option(
-        "--kv-layout",
-        type=click.Choice(["paged", "static"]),
-        default="paged",
-        show_default=True,
-        help="On a GPU; static: memory of the longest request for every one.",
-    ),
-)
 format_option = click.option(
     "--format",
     "format_name",
