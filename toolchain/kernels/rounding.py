@@ -9,14 +9,21 @@ import triton.language as tl
 
 
 @triton.jit
+def _nearest(magnitude, LOWEST: tl.constexpr, DIGITS: tl.constexpr):
+    """Non-negative float32 -> the nearest number of few mantissa bits, ties to even.
+
+    DIGITS: 1.5 * 2**23 steps, in units of the power of two below. Under LOWEST, the smallest normal number, steps are
+    those of LOWEST.
+    """
+    binade = tl.maximum(magnitude, LOWEST).to(tl.int32, bitcast=True) & 0x7F800000
+    shift = binade.to(tl.float32, bitcast=True) * DIGITS
+    return (magnitude + shift) - shift
+
+
+@triton.jit
 def to_e4m3(value):
     """float32 -> int32 bits of the nearest E4M3, ties to even, saturating at 448."""
-    magnitude = tl.minimum(tl.abs(value), 448.0)
-    # A power of two below it, but not below the smallest normal number: steps are an eighth of that.
-    binade = tl.maximum(magnitude, 0.015625).to(tl.int32, bitcast=True) & 0x7F800000
-    # 1.5 * 2**23 steps of 2**-3: float32 has no finer digits there.
-    shift = binade.to(tl.float32, bitcast=True) * 1572864.0
-    rounded = (magnitude + shift) - shift
+    rounded = _nearest(tl.minimum(tl.abs(value), 448.0), 0.015625, 1572864.0)
     normal = (rounded.to(tl.int32, bitcast=True) >> 20) - 960
     subnormal = (rounded * 512.0).to(tl.int32)
     bits = tl.where(rounded < 0.015625, subnormal, normal)
@@ -32,10 +39,7 @@ def e4m3_value(bits):
 @triton.jit
 def to_e2m1(value):
     """float32 -> int32 codes of the nearest E2M1, ties to the even mantissa, saturating at 6."""
-    magnitude = tl.minimum(tl.abs(value), 6.0)
-    binade = tl.maximum(magnitude, 1.0).to(tl.int32, bitcast=True) & 0x7F800000
-    shift = binade.to(tl.float32, bitcast=True) * 6291456.0
-    rounded = (magnitude + shift) - shift
+    rounded = _nearest(tl.minimum(tl.abs(value), 6.0), 1.0, 6291456.0)
     normal = (rounded.to(tl.int32, bitcast=True) >> 22) - 252
     subnormal = (rounded * 2.0).to(tl.int32)
     codes = tl.where(rounded < 1.0, subnormal, normal)
