@@ -56,6 +56,7 @@ def texts(engines: tuple[Path, Path]) -> tuple[str, str]:
 def served(engines: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     repository = tmp_path_factory.mktemp("served") / "repo"
     options = ("--openai", "--probe-interval-s", "0.5", "--hang-timeout-s", "3", "--warmup-requests", "3")
+    options += ("--max-recoveries", "20")  # all of them happen within its window
     with ServeProcess(engines[0], repository=repository, options=options) as process:
         yield process
 
@@ -144,6 +145,20 @@ def test_tritonserver_that_dies_is_started_again(served: ServeProcess, texts: tu
     body = {"model": "tensorrt_llm", "prompt": PROMPT, "max_tokens": 24, "ignore_eos": True, "temperature": 0}
     answer = requests.post(f"{served.info['openai']}/completions", json=body, timeout=TIMEOUT_S)
     assert answer.json()["choices"][0]["text"] == texts[0]
+
+
+def test_tritonserver_that_dies_while_a_model_is_brought_back(
+    served: ServeProcess, texts: tuple[str, str]
+) -> None:
+    """As it does now and then when a stub was killed while it held a lock."""
+    recovered = served.status()["models"][0]["recoveries"]
+    os.kill(served.stubs()[0].pid, signal.SIGKILL)
+    wait_until(lambda: not served.ready(), "it is noticed")
+    os.kill(served.server_pid, signal.SIGKILL)
+    wait_until(served.ready, "the server is back")
+    served.server_pid = served.stubs_parent()
+    assert served.status()["models"][0]["recoveries"] >= recovered + 2
+    assert served.ask(PROMPT, **SHORT) == texts[0]
 
 
 def test_rolling_update_loses_no_request(

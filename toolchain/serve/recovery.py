@@ -14,6 +14,8 @@ from toolchain.triton.server_log import log_end
 from toolchain.triton.stubs import descendants, find_stubs, kill, kill_tree
 
 POLL_S = 0.1
+RETRY_S = 1.0
+"""Between two tries; as long may a server take to end whose connections have."""
 RESTART_TIMEOUT_S = 120.0
 """How long model.py of target local may take to start its engine process again before the model is reloaded."""
 
@@ -36,8 +38,10 @@ class Recovery:
         self._ready_timeout_s = ready_timeout_s
         self._moments: deque[float] = deque()
 
-    def recover(self, model: str, *, hung: bool) -> None:
-        """Return once ``model`` has answered an inference. GaveUp TC-630 when that was tried, or failed, too often.
+    def recover(self, model: str, *, hung: bool) -> bool:
+        """True once ``model`` has answered an inference; False where the server has ended meanwhile, which takes
+        ``restart_server``: a dead stub can take it along, also while the model is loaded again. GaveUp TC-630 when it
+        was tried, or failed, too often.
 
         ``hung``: the stub is well, only its engine is not: the engine process is killed, and model.py answers the
         requests that waited for it and starts another.
@@ -49,13 +53,12 @@ class Recovery:
                 if not (hung and self._restart_engine(model)):
                     self._reload(model)
                 probe_engine(self._server.grpc_url, model, timeout_s=self._ready_timeout_s)
-            except RequestFailed as error:
-                problem, hung = error.message, False
             except ToolchainError as error:
-                self._server.check_running()
+                if self._server.has_ended(within_s=RETRY_S):
+                    return False
                 problem, hung = error.message, False
             else:
-                return
+                return True
 
     def restart_server(self) -> None:
         """Start tritonserver again, which ended by itself. GaveUp TC-632."""
@@ -66,6 +69,7 @@ class Recovery:
                 self._server.restart()
             except ToolchainError as error:
                 problem = error.message
+                time.sleep(RETRY_S)
             else:
                 return
 

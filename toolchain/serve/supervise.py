@@ -166,7 +166,8 @@ class Supervisor:
         started = time.monotonic()
         self._progress.note(f"{model} is {verdict.value}: {reason}; bringing it back")
         self._down(model, reason)
-        self._recovery.recover(model, hung=verdict is Verdict.HUNG)
+        if not self._recovery.recover(model, hung=verdict is Verdict.HUNG):
+            return  # the server is started again first, and every model with it
         self._up(model)
         self._progress.note(f"{model} answers again after {time.monotonic() - started:.1f} s")
 

@@ -202,6 +202,15 @@ class TritonServer:
             code="TC-622",
         )
 
+    def has_ended(self, *, within_s: float) -> bool:
+        """Whether the process has ended, or does within that time."""
+        process = self.process
+        if process is None:
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(within_s)
+        return process.poll() is not None
+
     def _silent(self, what: str) -> ToolchainError:
         return ToolchainError(
             f"tritonserver {what} after {self._ready_timeout_s:g} s; {log_end(self.log_file)}", code="TC-623"
