@@ -59,13 +59,19 @@ def test_two_engines_on_one_server(engines: tuple[Path, Path], tmp_path: Path) -
 def test_instances_have_an_engine_each_and_a_second_signal_ends_at_once(
     engines: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    options = (*FAST, "--instances", "2")
+    computing = ["--kernels", "off", "--kv-cache", "bf16", "--kv-layout", "static"]
+    options = (*FAST, "--instances", "2", *computing)
     with ServeProcess(engines[0], repository=tmp_path / "repo", options=options) as served:
         assert [stub.instance for stub in sorted(served.stubs(), key=lambda stub: stub.instance)] == [
             "tensorrt_llm_0_0",
             "tensorrt_llm_0_1",
         ]
         assert len(served.workers()) == 2
+        for worker in served.workers():
+            assert (
+                Path(f"/proc/{worker}/cmdline").read_bytes().decode().split("\0")[-len(computing) - 1 : -1]
+                == computing
+            )
         text = in_process(engines[0])
         with ThreadPoolExecutor(4) as pool:
             assert set(pool.map(lambda _: served.ask(PROMPT, **SHORT), range(8))) == {text}

@@ -337,6 +337,8 @@ def test_engine_limits_of_the_tensorrt_backend(tmp_path: Path) -> None:
         ({"max_waiting": -1}, "TC-602"),
         ({"max_queue_s": "5"}, "TC-602"),
         ({"engine_dir": 5}, "TC-602"),
+        ({"kv_layout": "pages"}, "TC-602"),
+        ({"kernels": ["off"]}, "TC-602"),
         ({"max_wating": 5}, "TC-602"),
         ({"engine_dir": "/nowhere"}, "TC-610"),
     ],

@@ -15,7 +15,9 @@ from tritonclient.grpc import model_config_pb2
 
 from tests.engine_dirs import write_engine
 from toolchain.core.errors import FindingsError, UsageError
+from toolchain.runtime.ways import Wish
 from toolchain.triton.lint import lint_repository
+from toolchain.triton.model_dir import version_options_of
 from toolchain.triton.render import render_repository
 from toolchain.triton.served import QueueLimits
 
@@ -213,6 +215,22 @@ def test_local_engines_have_several_instances_with_or_without_gpus(tmp_path: Pat
     assert config.parameters["gpu_device_ids"].string_value == "0;1"
     with pytest.raises(FindingsError, match="not valid"):
         render_repository(engine, tmp_path / "x", instances=2, gpu_device_ids="0")
+
+
+def test_kernels_and_kv_cache_belong_to_the_version_and_to_target_local(tmp_path: Path) -> None:
+    wish = Wish(kernels="off", kv_layout="static")
+    repository = render_repository(write_engine(tmp_path / "e"), tmp_path / "r", wish=wish)
+    version = repository / "tensorrt_llm" / "1"
+    served = json.loads((version / "served.json").read_text())
+    assert (served["kernels"], served["kv_layout"]) == ("off", "static") and "kv_cache" not in served
+    assert version_options_of(version).wish == wish  # what an update writes again
+    assert lint_repository(repository) == []
+    other = write_engine(tmp_path / "t", target="trtllm")
+    options: list[dict[str, Any]] = [{"wish": wish}, {"queue_limits": QueueLimits(max_waiting=1)}]
+    for given in options:
+        with pytest.raises(UsageError, match="target trtllm") as raised:
+            render_repository(other, tmp_path / "x", **given)
+        assert raised.value.code == "TC-618" and not (tmp_path / "x").exists()
 
 
 def test_queue_limits_and_warmup_belong_to_the_version(tmp_path: Path) -> None:

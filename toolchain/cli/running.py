@@ -1,4 +1,4 @@
-"""Options of commands that run a model in this process."""
+"""How a model is computed by the local runtime: options of commands that run it, here or in an engine process."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ kernel_options = stack(
         type=click.Choice(["auto", "off"]),
         default="auto",
         show_default=True,
-        help="auto: weights stay packed, and fused kernels compute on them, where an NVIDIA GPU can; off: decoded.",
+        help="Target local; auto: weights stay packed, with fused kernels, where an NVIDIA GPU can; off: decoded.",
     ),
     click.option(
         "--kv-cache",
         type=click.Choice(["auto", "bf16", "fp8"]),
         default="auto",
         show_default=True,
-        help="On a GPU; auto: what the checkpoint was made for.",
+        help="Target local, on a GPU; auto: what the checkpoint was made for.",
     ),
     click.option(
         "--kv-layout",
         type=click.Choice(["paged", "static"]),
         default="paged",
         show_default=True,
-        help="On a GPU; static: memory of the longest request for every one.",
+        help="Target local, on a GPU; static: memory of the longest request for every one.",
     ),
 )

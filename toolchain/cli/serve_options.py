@@ -10,10 +10,12 @@ import click
 from click.core import ParameterSource
 
 from toolchain.cli.options import PATH, stack
+from toolchain.cli.running import kernel_options
 from toolchain.core.errors import UsageError
 
+WISHES = ("kernels", "kv_cache", "kv_layout")
 LIMITS = ("max_waiting", "max_waiting_tokens", "max_queue_s")
-RENDERING = ("instances", "gpu_device_ids", "versions", "warmup_requests", *LIMITS)
+RENDERING = ("instances", "gpu_device_ids", "versions", "warmup_requests", *LIMITS, *WISHES)
 """Options that are written into the repository."""
 port_options = stack(
     click.option("--http-port", type=int, default=8000, show_default=True, help="0 chooses a free one."),
@@ -72,6 +74,7 @@ engines_options = stack(
         type=click.FloatRange(min=0),
         help="Target local: longest wait in the queue, seconds.",
     ),
+    kernel_options,
 )
 openai_options = stack(
     click.option("--openai", is_flag=True, help="Also an OpenAI-compatible endpoint."),
@@ -123,10 +126,14 @@ drain_options = stack(
 
 def rendering(given: dict[str, Any]) -> dict[str, Any]:
     """``engines_options`` as arguments of ``render_repository``."""
+    from toolchain.runtime.ways import Wish
     from toolchain.triton.served import QueueLimits
 
-    return {name: given[name] for name in ("model_name", *RENDERING) if name not in LIMITS} | {
-        "queue_limits": QueueLimits(**{name: given[name] for name in LIMITS})
+    plain = [name for name in ("model_name", *RENDERING) if name not in (*LIMITS, *WISHES)]
+    return {
+        **{name: given[name] for name in plain},
+        "queue_limits": QueueLimits(**{name: given[name] for name in LIMITS}),
+        "wish": Wish(**{name: given[name] for name in WISHES}),
     }
 
 

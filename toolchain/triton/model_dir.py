@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.errors import UsageError
+from toolchain.runtime.ways import Wish
 from toolchain.triton.contract import INPUTS, MODEL_NAME, OUTPUTS
 from toolchain.triton.engine_dir import EngineDir
 from toolchain.triton.served import (
@@ -38,6 +39,8 @@ class VersionOptions:
     ready_timeout_s: int = 1800
     """Target ``local``: how long loading the engine and its warm-up may take."""
     queue_limits: QueueLimits = field(default_factory=QueueLimits)
+    wish: Wish = field(default_factory=Wish)
+    """Target ``local``: kernels and KV cache of the engine process."""
     warmup_requests: int = 0
     """Target ``local``: inferences that the engine process runs before it reports ready."""
 
@@ -82,6 +85,7 @@ def write_version(engine: EngineDir, version_dir: Path, options: VersionOptions)
             python=options.python,
             ready_timeout_s=options.ready_timeout_s,
             limits=options.queue_limits,
+            wish=options.wish,
             warmup_requests=options.warmup_requests,
         )
     else:
@@ -96,7 +100,8 @@ def version_options_of(version_dir: Path) -> VersionOptions:
     served = read_served(version_dir)
     known = {key: served[key] for key in ("python", "ready_timeout_s", "warmup_requests") if key in served}
     limits = {item.name: served.get(item.name) for item in fields(QueueLimits)}
-    return VersionOptions(**known, queue_limits=QueueLimits(**limits))
+    wish = {item.name: served[item.name] for item in fields(Wish) if item.name in served}
+    return VersionOptions(**known, queue_limits=QueueLimits(**limits), wish=Wish(**wish))
 
 
 def refuse_instances(target: str, options: ModelOptions) -> None:
@@ -107,6 +112,20 @@ def refuse_instances(target: str, options: ModelOptions) -> None:
             hint="targets local and trtllm have several, each with an engine of its own; tensorrt has one",
             code="TC-608",
         )
+
+
+def refuse_unheeded(engine: EngineDir, options: VersionOptions) -> None:
+    """UsageError TC-618 for what only the engine process of target ``local`` could heed."""
+    if engine.target == "local":
+        return
+    defaults = VersionOptions()
+    for name, given in (("queue limits", options.queue_limits), ("kernels or a KV cache", options.wish)):
+        if given not in (defaults.queue_limits, defaults.wish):
+            raise UsageError(
+                f"{name} for engine {engine.name} of target {engine.target}, which would not heed them",
+                hint="they are options of target local; TensorRT-LLM has its own in the engine's llm_args.yaml",
+                code="TC-618",
+            )
 
 
 def heading(engine: EngineDir) -> str:

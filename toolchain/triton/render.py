@@ -10,6 +10,7 @@ from toolchain.core.errors import FindingsError, UsageError
 from toolchain.core.files import atomic_directory
 from toolchain.core.findings import errors
 from toolchain.evaluate.gates import require_fit
+from toolchain.runtime.ways import Wish
 from toolchain.triton.contract import MODEL_NAME
 from toolchain.triton.engine_dir import EngineDir, read_engine_dir
 from toolchain.triton.inflight import write_inflight
@@ -20,6 +21,7 @@ from toolchain.triton.model_dir import (
     VersionOptions,
     heading,
     refuse_instances,
+    refuse_unheeded,
     write_model,
 )
 from toolchain.triton.served import QueueLimits
@@ -43,16 +45,18 @@ def render_repository(
     ready_timeout_s: int = 1800,
     queue_limits: QueueLimits | None = None,
     warmup_requests: int = 0,
+    wish: Wish | None = None,
     allow_unfit: bool = False,
 ) -> Path:
     """Write the model repository of ``engine_dir`` (one, or several) to ``output`` and return ``output``.
 
     ``model_name``: of one engine; default ``tensorrt_llm``. Several engines are models named after themselves.
-    ``python``, ``served_engine_dir``, ``ready_timeout_s``, ``queue_limits``, ``warmup_requests``: see VersionOptions.
+    ``python``, ``served_engine_dir``, ``ready_timeout_s``, ``queue_limits``, ``warmup_requests``, ``wish``: see
+    VersionOptions.
     ``instances``, ``gpu_device_ids`` (``"0,1;2,3"``), ``versions``: see ModelOptions.
     ``allow_unfit``: render although an engine failed a gate of its evaluation.
 
-    Raises UsageError for a bad engine directory, an occupied output or options that do not fit the target,
+    Raises UsageError for a bad engine directory, an occupied output or options that do not fit the target (TC-618),
     and FindingsError for an engine that failed its gates (TC-532) and when the result fails its own lint.
     """
     engines = [
@@ -75,7 +79,10 @@ def render_repository(
         ready_timeout_s=ready_timeout_s,
         queue_limits=queue_limits or defaults.queue_limits,
         warmup_requests=warmup_requests,
+        wish=wish or defaults.wish,
     )
+    for engine in engines:
+        refuse_unheeded(engine, version_options)
     with atomic_directory(output, force=force) as partial:
         for name, engine in named.items():
             if engine.target == "tensorrt":

@@ -12,6 +12,7 @@ from typing import Any
 
 from toolchain.core.errors import UsageError
 from toolchain.core.files import atomic_write_json, read_json
+from toolchain.runtime.ways import Wish
 
 SERVED = "served.json"
 CANCELLATION_CHECK_PERIOD_MS = 100
@@ -37,6 +38,7 @@ def write_served(
     python: str,
     ready_timeout_s: int,
     limits: QueueLimits,
+    wish: Wish,
     warmup_requests: int = 0,
 ) -> None:
     """Write served.json into ``version_dir``. ``engine_dir`` and ``python``: absolute, as the server sees them."""
@@ -49,6 +51,7 @@ def write_served(
     if warmup_requests:
         document["warmup_requests"] = warmup_requests
     document |= {key: value for key, value in vars(limits).items() if value is not None}
+    document |= {key: value for key, value in vars(wish).items() if value != getattr(Wish, key)}
     atomic_write_json(version_dir / SERVED, document)
 
 

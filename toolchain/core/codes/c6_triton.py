@@ -48,8 +48,9 @@ CODES: dict[str, tuple[str, str]] = {
         "The new one serves. Requests still run on the old one; its directory is kept.",
     ),
     "TC-618": (
-        "Options of rendering for a repository that is there",
-        "They stand in its files: --force renders it again, or leave them out.",
+        "Options of rendering that would not be heeded",
+        "Those of a repository that is there stand in its files: --force renders it again. Queue limits, kernels and "
+        "KV cache are of target local; TensorRT-LLM has its own in the engine's llm_args.yaml.",
     ),
     "TC-620": (
         "No tritonserver on this machine",

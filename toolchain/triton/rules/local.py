@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core.findings import Finding
+from toolchain.runtime.ways import KERNELS, KV_CACHES, KV_LAYOUTS
 from toolchain.triton.rules.model import Model, read_bytes
 from toolchain.triton.rules.rule import Rule
 from toolchain.triton.served import SERVED
@@ -29,6 +30,7 @@ NUMBERS = {
     "max_queue_s": (float, 0),
 }
 """Key -> (type, smallest value)."""
+WORDS = {"kernels": KERNELS, "kv_cache": KV_CACHES, "kv_layout": KV_LAYOUTS}
 POLICY = Rule(
     code="TC-602",
     says="a model of the local layout that is not decoupled, or batches in Triton",
@@ -120,8 +122,12 @@ def _values(served: dict[str, Any], where: str) -> Iterator[Finding]:
         if not fits or value < least:
             noun = "a number" if kind is float else "an integer"
             yield SERVED_KEYS.found(where, f"{key} is {value!r}, expected {noun} >= {least}")
-    for key in sorted(set(served) - set(PATHS) - set(NUMBERS)):
-        near = difflib.get_close_matches(key, [*PATHS, *NUMBERS], n=1)
+    for key, words in WORDS.items():
+        if served.get(key) is not None and served[key] not in words:
+            yield SERVED_KEYS.found(where, f"{key} is {served[key]!r}, expected one of {', '.join(words)}")
+    known = (*PATHS, *NUMBERS, *WORDS)
+    for key in sorted(set(served) - set(known)):
+        near = difflib.get_close_matches(key, known, n=1)
         yield SERVED_UNKNOWN.found(where, f"unknown key {key!r}", f"nearest: {near[0]}" if near else "")
 
 

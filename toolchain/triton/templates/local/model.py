@@ -22,7 +22,10 @@ CANCELLATION_CHECKS = 32
 """Requests that are asked in one period whether their client has gone; each costs a message to the server (60 us)."""
 OVERDUE_S = 1.0
 """How much later than the engine process this model ends a request whose timeout has passed."""
-OPTIONS = ("max_waiting", "max_waiting_tokens", "max_queue_s", "warmup_requests")
+OPTIONS = (
+    *("max_waiting", "max_waiting_tokens", "max_queue_s", "warmup_requests"),
+    *("kernels", "kv_cache", "kv_layout"),
+)
 """Keys of served.json that are options of the engine process, where they are given."""
 
 
