@@ -9,25 +9,23 @@ import triton.language as tl
 
 
 @triton.jit
-def _nearest(magnitude, LOWEST: tl.constexpr, DIGITS: tl.constexpr):
-    """Non-negative float32 -> the nearest number of few mantissa bits, ties to even.
-
-    DIGITS: 1.5 * 2**23 steps, in units of the power of two below. Under LOWEST, the smallest normal number, steps are
-    those of LOWEST.
+def _encode(value, LARGEST: tl.constexpr, LOWEST: tl.constexpr, BITS: tl.constexpr, BIAS: tl.constexpr):
+    """float32 -> int32 codes of the nearest number of BITS mantissa bits without the sign, ties to even, saturating at
+    LARGEST. Under LOWEST, the smallest normal number, steps are those of LOWEST. BIAS: of float32's exponent over ours.
     """
+    magnitude = tl.minimum(tl.abs(value), LARGEST)
     binade = tl.maximum(magnitude, LOWEST).to(tl.int32, bitcast=True) & 0x7F800000
-    shift = binade.to(tl.float32, bitcast=True) * DIGITS
-    return (magnitude + shift) - shift
+    shift = binade.to(tl.float32, bitcast=True) * (1.5 * (1 << (23 - BITS)))
+    rounded = (magnitude + shift) - shift
+    normal = (rounded.to(tl.int32, bitcast=True) >> (23 - BITS)) - (BIAS << BITS)
+    subnormal = (rounded * ((1 << BITS) / LOWEST)).to(tl.int32)
+    return tl.where(rounded < LOWEST, subnormal, normal)
 
 
 @triton.jit
 def to_e4m3(value):
     """float32 -> int32 bits of the nearest E4M3, ties to even, saturating at 448."""
-    rounded = _nearest(tl.minimum(tl.abs(value), 448.0), 0.015625, 1572864.0)
-    normal = (rounded.to(tl.int32, bitcast=True) >> 20) - 960
-    subnormal = (rounded * 512.0).to(tl.int32)
-    bits = tl.where(rounded < 0.015625, subnormal, normal)
-    return bits | tl.where(value < 0, 0x80, 0)
+    return _encode(value, 448.0, 0.015625, 3, 120) | tl.where(value < 0, 0x80, 0)
 
 
 @triton.jit
@@ -39,11 +37,7 @@ def e4m3_value(bits):
 @triton.jit
 def to_e2m1(value):
     """float32 -> int32 codes of the nearest E2M1, ties to the even mantissa, saturating at 6."""
-    rounded = _nearest(tl.minimum(tl.abs(value), 6.0), 1.0, 6291456.0)
-    normal = (rounded.to(tl.int32, bitcast=True) >> 22) - 252
-    subnormal = (rounded * 2.0).to(tl.int32)
-    codes = tl.where(rounded < 1.0, subnormal, normal)
-    return codes | tl.where(value < 0, 8, 0)
+    return _encode(value, 6.0, 1.0, 1, 126) | tl.where(value < 0, 8, 0)
 
 
 @triton.jit
