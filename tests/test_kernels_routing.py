@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from toolchain.kernels.sorting import LONE_PAIRS, Scoring, choose_experts, make_route
+from toolchain.kernels.settings import LONE_PAIRS
+from toolchain.kernels.sorting import Scoring, choose_experts, make_route
 from toolchain.modeling.packed.routers import ROUTERS, fuse_routers
 
 MODULES = {

@@ -19,10 +19,13 @@ from typing import Any
 
 from toolchain.kernels.variants import Variant, variants
 
-ARCHITECTURES = (80, 90, 100, 120)
-"""Compute capability times ten: A100, H100 and H200, B200, RTX PRO 6000."""
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-"""Most shared memory of one block (CUDA C++ programming guide, table of compute capabilities)."""
+SHARED_BYTES = {
+    **{80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 103: 227 * 1024},
+    **dict.fromkeys((89, 120, 121), 99 * 1024),
+}
+"""Most shared memory of one block (CUDA C++ programming guide, table of compute capabilities), by ten times that:
+A100, L4 and L40S, H100 and H200, B200, B300, RTX PRO 6000, GB10."""
+ARCHITECTURES = tuple(sorted(SHARED_BYTES))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,12 +54,12 @@ KINDS = {
 """Format name -> Kind. Formats that are not here run decoded (``modeling/loading.py``)."""
 W4A4 = Kind(format="nvfp4", code="e2m1x", scales="e4m3", group=16, rounding="nvfp4")
 """NVFP4 where the tensor cores multiply it: Blackwell."""
-NATIVE_FP4 = (10, 0)
-"""Compute capability from which they do."""
+NATIVE_FP4 = ((10, 0), (10, 3), (11, 0), (12, 0))
+"""Compute capabilities for which triton 3.7 compiles such products (``aot.py``); for 12.1 (GB10) it does not."""
 
 
 def kind_of(format: str, capability: tuple[int, int] | None = None) -> Kind | None:
     """How weights of ``format`` are held on a GPU of this compute capability (None: the interpreter's)."""
-    if format == "nvfp4" and capability is not None and capability >= NATIVE_FP4:
+    if format == "nvfp4" and capability in NATIVE_FP4:
         return W4A4
     return KINDS.get(format)

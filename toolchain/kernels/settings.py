@@ -8,6 +8,8 @@ from typing import Any
 
 from toolchain.kernels.kinds import Kind
 
+LONE_PAIRS = 32
+"""Up to so many pairs of token and expert each pair is a block: sorting would cost more than reading weights again."""
 SMALL = 16
 """Rows of a block up to which a multiplication is bound by the memory that its weights come from."""
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -59,9 +61,11 @@ class Shape:
 
     @property
     def key(self) -> str:
-        """``nvfp4/1536x2048/128e8/gated``, the name in an engine's table."""
+        """``nvfp4-e2m1/1536x2048/128e8/gated``, the name in an engine's table."""
         experts = f"/{self.experts}e{self.top_k}" if self.experts > 1 else ""
-        return f"{self.kind.format}/{self.n}x{self.k}{experts}{'/gated' if self.gated else ''}"
+        return (
+            f"{self.kind.format}-{self.kind.code}/{self.n}x{self.k}{experts}{'/gated' if self.gated else ''}"
+        )
 
 
 def bucket(tokens: int) -> int:
@@ -100,7 +104,8 @@ def candidates(shape: Shape, tokens: int, processors: int) -> Iterator[Settings]
     first = default(shape, tokens, processors)
     yield first
     rows = rows_per_expert(shape, tokens)
-    if shape.experts > 1 and shape.kind.rounding in ("tensor", "token"):
+    is_sorted = shape.experts > 1 and tokens * shape.top_k > LONE_PAIRS
+    if is_sorted and shape.kind.rounding in ("tensor", "token"):
         yield replace(first, by_torch=1)
     seen = {first}
     widest_k = 128 if shape.kind.multiplies_sums else 256

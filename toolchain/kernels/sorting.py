@@ -8,9 +8,7 @@ import torch
 import triton
 
 from toolchain.kernels import routing
-
-LONE_PAIRS = 32
-"""Up to so many pairs of token and expert each pair is a block: sorting would cost more than reading weights again."""
+from toolchain.kernels.settings import LONE_PAIRS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,12 +73,14 @@ def kernels_digest() -> str:
         "block_scaled",
         "decode",
         "epilogue",
+        "kinds",
         "launch",
         "matmul",
         "packing",
         "routing",
-        "sorting",
         "rounding",
+        "settings",
+        "sorting",
         "torch_grouped",
     ):
         found.update((Path(__file__).parent / f"{name}.py").read_bytes())

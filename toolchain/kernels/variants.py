@@ -27,6 +27,8 @@ class Variant:
     stages: int = 3
     oldest: int = 80
     newest: int = 999
+    only: tuple[int, ...] = ()
+    """Where given, no others between these."""
     divisible: tuple[str, ...] = ()
     """Integer arguments that are multiples of 16 in every real model: loads may be as wide as 16 bytes."""
 

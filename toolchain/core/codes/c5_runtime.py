@@ -68,6 +68,11 @@ CODES: dict[str, tuple[str, str]] = {
         "A table of kernel settings is damaged",
         "Remove the file that the message names: the kernels are tuned again when the engine is loaded on a GPU.",
     ),
+    "TC-519": (
+        "Tuning broke the connection to the GPU",
+        "A candidate that the message names made the GPU fail, so that nothing can be computed in this process any "
+        "more. Load the engine with --kernels off, and report it.",
+    ),
     "TC-512": (
         "The request waited too long",
         "It got no free row within --max-queue-s. Send again later, send fewer requests at a time, or run the engine "

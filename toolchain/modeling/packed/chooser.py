@@ -36,6 +36,15 @@ class Chooser:
             self._made[shape, size] = found
         return found
 
+    def pair(self, first: Shape, second: Shape, tokens: int) -> tuple[Settings, Settings]:
+        """Of two multiplications over one sorting, whose blocks therefore have as many rows."""
+        chosen = self.settings(first, tokens), self.settings(second, tokens)
+        if chosen[0].block_m == chosen[1].block_m:
+            return chosen
+        # A table that does not know both. The default ones have as many rows, a mixture was never tried.
+        size = bucket(tokens)
+        return default(first, size, self.processors), default(second, size, self.processors)
+
     def use(self, table: Mapping[str, Mapping[int, Settings]]) -> None:
         """From now on."""
         self.table = table

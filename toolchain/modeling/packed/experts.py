@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,9 +49,7 @@ class FusedExperts(UnfusedExperts):
         from toolchain.kernels.sorting import combine, make_route
 
         tokens, top_k = indices.shape
-        first = self.chooser.settings(self.gate_up_shape, tokens)
-        # One sorting for both.
-        second = replace(self.chooser.settings(self.down_shape, tokens), block_m=first.block_m)
+        first, second = self.chooser.pair(self.gate_up_shape, self.down_shape, tokens)
         route = make_route(indices, self.num_experts, first.block_m)
         div = top_k
         flat: torch.Tensor | None = weights.reshape(-1).float()

@@ -1,7 +1,8 @@
 """Finds the settings of a packed model's multiplications by running them, on its own weights.
 
 Every distinct shape is run with random inputs and random experts, for each number of tokens that may come up. A
-candidate that does not compile, or whose result is not the default's, is left out and counted.
+candidate that does not compile, or whose result is not the default's, is left out and counted. The two multiplications
+of experts share one sorting, so that they are given the rows of a block that suit both best.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress
 from toolchain.kernels.packing import Packed
 from toolchain.kernels.settings import BUCKETS, Settings, Shape, bucket, candidates, default
@@ -24,6 +26,9 @@ from toolchain.modeling.packed.linear import PackedLinear
 TOLERANCE = 0.02
 """Largest difference of a candidate from the default settings, as a share of the largest output: BF16 sums."""
 Measure = Callable[[Callable[[], Any], torch.device], float]
+Call = Callable[[torch.Tensor | None], torch.Tensor]
+"""One multiplication, into a given tensor or a new one."""
+Runner = Callable[[Settings], Call]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +51,18 @@ class Tuned:
     seconds: float
 
 
-def jobs_of(model: nn.Module) -> list[Job]:
-    """One for each distinct shape, in the order of the model."""
-    found: dict[str, Job] = {}
+def jobs_of(model: nn.Module) -> list[tuple[Job, ...]]:
+    """One for each distinct shape, in the order of the model; together those that share one sorting."""
+    found: dict[tuple[str, ...], tuple[Job, ...]] = {}
     for module in model.modules():
+        jobs: tuple[Job, ...] = ()
         if isinstance(module, PackedLinear):
-            found.setdefault(module.shape.key, Job(shape=module.shape, packed=module.packed))
+            jobs = (Job(shape=module.shape, packed=module.packed),)
         elif isinstance(module, FusedExperts):
             gate_up = Job(shape=module.gate_up_shape, packed=module.gate_up, activation=module.activation)
-            found.setdefault(module.gate_up_shape.key, gate_up)
-            down = Job(shape=module.down_shape, packed=module.down, weighted=True)
-            found.setdefault(module.down_shape.key, down)
+            jobs = (gate_up, Job(shape=module.down_shape, packed=module.down, weighted=True))
+        if jobs:
+            found.setdefault(tuple(job.shape.key for job in jobs), jobs)
     return list(found.values())
 
 
@@ -79,51 +85,85 @@ def tune(
     processors = processors_of(device)
     started, tried, failed = time.monotonic(), 0, 0
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    jobs, sizes = jobs_of(model), list(tokens)
-    for done, job in enumerate(jobs):
-        progress.note(f"tuning {job.shape.key} ({done + 1} of {len(jobs)})")
+    groups, sizes = jobs_of(model), list(tokens)
+    for done, jobs in enumerate(groups):
+        names = " and ".join(job.shape.key for job in jobs)
+        progress.note(f"tuning {names} ({done + 1} of {len(groups)})")
         for size in sizes:
-            run = _runner(job, size, device)
-            first = default(job.shape, size, processors)
-            expected = run(first)().float()
-            best, best_s = first, measure(run(first), device)
-            base_s = best_s
-            for settings in pick(job.shape, size, processors):
-                if settings == first:
-                    continue
-                tried += 1
-                found_s = _try(run, settings, expected, device, measure)
-                if found_s is None:
-                    failed += 1
-                elif found_s < best_s:
-                    best, best_s = settings, found_s
-            table.setdefault(job.shape.key, {})[str(size)] = {
-                **best.as_json(),
-                "microseconds": round(best_s * 1e6, 2),
-                "default_microseconds": round(base_s * 1e6, 2),
-            }
+            trials = []
+            for job in jobs:
+                first = default(job.shape, size, processors)
+                others = [settings for settings in pick(job.shape, size, processors) if settings != first]
+                trials.append(_race(_runner(job, size, device), first, others, device, measure))
+                tried, failed = tried + len(others), failed + trials[-1].failed
+            # There are always such: those of the default settings are the same for both.
+            shared = set.intersection(*(set(trial.best) for trial in trials))
+            rows = min(shared, key=lambda rows: sum(trial.best[rows][1] for trial in trials))
+            for job, trial in zip(jobs, trials, strict=True):
+                settings, seconds = trial.best[rows]
+                table.setdefault(job.shape.key, {})[str(size)] = {
+                    **settings.as_json(),
+                    "microseconds": round(seconds * 1e6, 2),
+                    "default_microseconds": round(trial.default_s * 1e6, 2),
+                }
     return Tuned(table=table, tried=tried, failed=failed, seconds=time.monotonic() - started)
 
 
+@dataclass(kw_only=True)
+class _Race:
+    default_s: float
+    best: dict[int, tuple[Settings, float]]
+    """Rows of a block -> the fastest settings with them, and their seconds."""
+    failed: int = 0
+
+
+def _race(
+    run: Runner, first: Settings, others: list[Settings], device: torch.device, measure: Measure
+) -> _Race:
+    """``first`` sets what is right, and runs in any case."""
+    expected = run(first)(None)
+    default_s = measure(lambda: run(first)(None), device)
+    race = _Race(default_s=default_s, best={first.block_m: (first, default_s)})
+    for settings in others:
+        found_s = _try(run, settings, expected, device, measure)
+        if found_s is None:
+            race.failed += 1
+        elif settings.block_m not in race.best or found_s < race.best[settings.block_m][1]:
+            race.best[settings.block_m] = (settings, found_s)
+    return race
+
+
 def _try(
-    run: Callable[[Settings], Callable[[], torch.Tensor]],
-    settings: Settings,
-    expected: torch.Tensor,
-    device: torch.device,
-    measure: Measure,
+    run: Runner, settings: Settings, expected: torch.Tensor, device: torch.device, measure: Measure
 ) -> float | None:
     try:
         call = run(settings)
-        difference = (call().float() - expected).abs().max()
-        if not bool(difference <= TOLERANCE * expected.abs().max()):
+        # Not memory that may hold the right answer of the run before: what is left unwritten must not pass.
+        found = call(torch.full_like(expected, torch.nan)).float()
+        if not bool((found - expected.float()).abs().max() <= TOLERANCE * expected.float().abs().max()):
             return None
-        return measure(call, device)
-    except Exception:  # noqa: BLE001 - too much shared memory, or what this GPU's compiler cannot do: another is taken
+        return measure(lambda: call(None), device)
+    except Exception as error:  # noqa: BLE001 - too much shared memory, or what this GPU's compiler cannot do
+        _require_context(device, settings, error)
         return None
 
 
-def _runner(job: Job, tokens: int, device: torch.device) -> Callable[[Settings], Callable[[], torch.Tensor]]:
-    """Settings -> a call of the multiplication with everything else prepared."""
+def _require_context(device: torch.device, settings: Settings, error: Exception) -> None:
+    """ToolchainError TC-519 where a candidate has broken this process's context on the GPU: nothing after it counts."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as broken:
+        raise ToolchainError(
+            f"tuning broke off: {settings} failed with {type(error).__name__}: {error}",
+            hint="load the engine with --kernels off, and report this",
+            code="TC-519",
+        ) from broken
+
+
+def _runner(job: Job, tokens: int, device: torch.device) -> Runner:
+    """With everything but the settings prepared."""
     from toolchain.kernels.launch import Rounded, multiply, round_inputs
     from toolchain.kernels.sorting import Route, make_route
 
@@ -147,13 +187,13 @@ def _runner(job: Job, tokens: int, device: torch.device) -> Callable[[Settings],
         div = 1 if per_pair else div
     routes: dict[int, Route] = {}
 
-    def prepared(settings: Settings) -> Callable[[], torch.Tensor]:
+    def prepared(settings: Settings) -> Call:
         route = None
         if ids is not None:
             if settings.block_m not in routes:
                 routes[settings.block_m] = make_route(ids, shape.experts, settings.block_m)
             route = routes[settings.block_m]
-        return lambda: multiply(
+        return lambda out: multiply(
             packed,
             x,
             settings,
@@ -162,6 +202,7 @@ def _runner(job: Job, tokens: int, device: torch.device) -> Callable[[Settings],
             x_div=div,
             activation=job.activation,
             weights=weights,
+            out=out,
         )
 
     return prepared
