@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from toolchain.core.gpus import GPUS
 from toolchain.kernels.aot import ARCHITECTURES, SHARED_BYTES
+
+OWN_MEMORY = (90, 100, 103)
+"""Whose tensor cores keep sums, or take inputs, outside the registers."""
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +36,12 @@ def test_every_kernel_for_every_architecture(compiled: list[dict[str, Any]]) -> 
     for found in compiled:
         by_name.setdefault(found["name"], set()).add(found["sm"])
     for name, seen in by_name.items():
-        older = {80} if " e4m3 " in name else set()
-        newer = {90, 100, 120} if " e4m3x " in name else {100, 120} if " e2m1x " in name else set()
-        assert seen == (older or newer or set(ARCHITECTURES)), name
-    assert len(by_name) >= 28
+        native = {100, 103, 120}  # triton 3.7 compiles no product of scaled blocks for 121
+        own = {"e4m3": {80}, "e4m3x": set(ARCHITECTURES) - {80}, "e2m1x": native}
+        code = name.split()[1] if len(name.split()) > 2 else ""
+        assert seen == own.get(code, set(ARCHITECTURES)), name
+    assert len(by_name) >= 64
+    assert {gpu.sm for gpu in GPUS} - {0} == set(ARCHITECTURES)
 
 
 def test_what_they_use_is_there(compiled: list[dict[str, Any]]) -> None:
@@ -44,11 +50,11 @@ def test_what_they_use_is_there(compiled: list[dict[str, Any]]) -> None:
         assert 0 < found["registers"] <= 255, found
         assert found["shared_bytes"] <= SHARED_BYTES[found["sm"]], found
         # Without wgmma and tensor memory decoded weights, inputs and sums are all in registers.
-        assert found["spilled_bytes"] <= (512 if found["sm"] in (80, 120) else 128), found
+        assert found["spilled_bytes"] <= (128 if found["sm"] in OWN_MEMORY else 512), found
 
 
 def test_products_run_on_tensor_cores(compiled: list[dict[str, Any]]) -> None:
-    own = {80: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
+    own = {90: "wgmma", 100: "tcgen05", 103: "tcgen05"}
     for found in compiled:
-        if "gate_up" in found["name"] or " down " in found["name"]:
-            assert found["instructions"] == own[found["sm"]], found
+        if found["name"].split()[-1].count("x") == 2:  # ends in the sizes of a block
+            assert found["instructions"] == own.get(found["sm"], "mma"), found

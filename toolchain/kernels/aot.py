@@ -20,7 +20,8 @@ from typing import Any
 from toolchain.kernels.variants import Variant, variants
 
 SHARED_BYTES = {
-    **{80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 103: 227 * 1024},
+    80: 163 * 1024,
+    **dict.fromkeys((90, 100, 103), 227 * 1024),
     **dict.fromkeys((89, 120, 121), 99 * 1024),
 }
 """Most shared memory of one block (CUDA C++ programming guide, table of compute capabilities), by ten times that:
@@ -102,10 +103,10 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_all(architectures: tuple[int, ...] = ARCHITECTURES, only: str = "") -> Iterator[Compiled]:
-    """Variants whose name holds ``only``, for every architecture that is new enough for them."""
+    """Variants whose name holds ``only``, for every architecture that runs them."""
     for variant in variants():
         for sm in architectures:
-            if variant.oldest <= sm <= variant.newest and only in variant.name:
+            if variant.runs_on(sm) and only in variant.name:
                 yield compile_variant(variant, sm)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from toolchain.kernels.kinds import KINDS, W4A4, Kind
+from toolchain.kernels.kinds import KINDS, NATIVE_FP4, W4A4, Kind
 from toolchain.kernels.settings import Shape, default
 
 FP8_SINCE = 89
-SCALED_DOT_SINCE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +24,16 @@ class Variant:
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 3
-    oldest: int = 80
-    newest: int = 999
-    only: tuple[int, ...] = ()
-    """Where given, no others between these."""
+    runs_on: Callable[[int], bool] = lambda sm: True
+    """Whether it is ever run on a GPU of that compute capability times ten."""
     divisible: tuple[str, ...] = ()
     """Integer arguments that are multiples of 16 in every real model: loads may be as wide as 16 bytes."""
 
 
 def variants() -> Iterator[Variant]:
-    """Every kernel; the product of every kind with the default blocks of one token and of 4096, once with each
-    epilogue."""
+    """Every kernel; the product of every kind with the default blocks of one token and of 4096, routed with
+    SiLU-mul and with routing weights; with those of one token also as a Linear with sizes that divide nothing, and with
+    the biases, activation and width of gpt-oss (2880)."""
     for kind in (*KINDS.values(), W4A4):
         if kind.format in ("w4a16_nvfp4", "int4_gptq"):
             continue  # the same machine code as nvfp4 and int4_awq
@@ -99,7 +97,7 @@ def _products(kind: Kind) -> Iterator[Variant]:
                     "X_SCALE_GROUPS": kind.rounding == "group", "CHANNEL": kind.channel,
                 }  # fmt: skip
             blocks = f"{settings.block_m}x{settings.block_n}x{settings.block_k}"
-            yield Variant(
+            made = Variant(
                 name=f"{kind.format} {code} {'gate_up' if gated else 'down'} {blocks}",
                 function=block_scaled.scaled_matmul if native else matmul.packed_matmul,
                 pointers={name: to for name, to in own.items() if to},
@@ -107,10 +105,36 @@ def _products(kind: Kind) -> Iterator[Variant]:
                 constants=constants,
                 warps=settings.warps,
                 stages=settings.stages,
-                oldest=SCALED_DOT_SINCE if native else FP8_SINCE if code == "e4m3x" else 80,
-                newest=FP8_SINCE if code == "e4m3" else 999,
+                runs_on=_runs_on(code),
                 divisible=("N", "K", "x_stride", "weight_stride", "expert_stride", "out_stride"),
             )
+            yield made
+            if gated:
+                name = f"{kind.format} {code} {{}} {blocks}"
+                linear = _with(
+                    made, name.format("linear"), ROUTED=False, X_DIV=1, ACTIVATION="none", SPLIT_K=1, EVEN_K=False,
+                    **dict.fromkeys(("order", "block_expert", "block_begin", "block_rows")),
+                )  # fmt: skip
+                yield replace(linear, divisible=())
+                clamped = _with(
+                    made, name.format("clamped"), BIAS=True, ACTIVATION="clamped", SPLIT_K=1, EVEN_K=False
+                )
+                constants = {name: value for name, value in clamped.constants.items() if name != "bias"}
+                yield replace(clamped, pointers={**clamped.pointers, "bias": "fp32"}, constants=constants)
+
+
+def _runs_on(code: str) -> Callable[[int], bool]:
+    if code == "e2m1x":
+        return lambda sm: divmod(sm, 10) in NATIVE_FP4
+    if code == "e4m3x":
+        return lambda sm: sm >= FP8_SINCE
+    return (lambda sm: sm < FP8_SINCE) if code == "e4m3" else lambda sm: True
+
+
+def _with(variant: Variant, name: str, **constants: Any) -> Variant:
+    """``variant`` with other constants, None for pointers that are not given."""
+    pointers = {key: to for key, to in variant.pointers.items() if key not in constants}
+    return replace(variant, name=name, pointers=pointers, constants={**variant.constants, **constants})
 
 
 def _others() -> Iterator[Variant]:
@@ -133,11 +157,15 @@ def _others() -> Iterator[Variant]:
         )
 
     i32 = dict.fromkeys
-    yield plain(
+    choose = plain(
         "choose", routing.choose, {"logits": "fp32", "bias": "fp32", "ids": "i32", "weights": "fp32"},
         SCORING="sigmoid", BIAS=True, TOP_K=8, GROUPS=8, TOP_GROUPS=4, BEST_OF_GROUP=2, NORMALIZE=True, EPSILON=1e-20,
         BLOCK_E=256,
     )  # fmt: skip
+    yield choose
+    for scoring in ("softmax", "chosen"):
+        alone = {"GROUPS": 1, "TOP_GROUPS": 1, "BEST_OF_GROUP": 1, "NORMALIZE": False}
+        yield _with(choose, f"choose {scoring}", SCORING=scoring, bias=None, BIAS=False, BLOCK_E=128, **alone)
     yield plain("count", routing.count, i32(("ids", "counts"), "i32"), BLOCK=256)
     names = ("counts", "cursors", "block_expert", "block_begin", "block_rows")
     yield plain("divide", routing.divide, i32(names, "i32"), BLOCK_M=64, BLOCK_E=256)
@@ -145,10 +173,15 @@ def _others() -> Iterator[Variant]:
     yield plain(
         "combine", routing.combine, {"outputs": "bf16", "ids": "i32", "result": "bf16"}, TOP_K=8, BLOCK=1024
     )
-    yield plain(
+    finish = plain(
         "finish", epilogue.finish,
         {"partial": "fp32", "bias": "fp32", "routing": "fp32", "experts": "i32", "out": "bf16"},
         ROUTED=True, BIAS=True, ACTIVATION="silu", WEIGHTED=True, SPLIT_K=4, BLOCK=512,
+    )  # fmt: skip
+    yield finish
+    yield _with(
+        finish, "finish linear", bias=None, routing=None, experts=None, ROUTED=False, BIAS=False, WEIGHTED=False,
+        ACTIVATION="none",
     )  # fmt: skip
     yield plain(
         "unsort", epilogue.unsort,
@@ -157,20 +190,26 @@ def _others() -> Iterator[Variant]:
     )  # fmt: skip
     yield from _attention()
     for mode in ("tensor", "token", "group"):
-        yield plain(
+        made = plain(
             f"round_e4m3 {mode}", rounding.round_e4m3,
             {"x": "bf16", "rows_of": "i32", "given": "fp32", "out": "u8", "out_scale": "fp32"},
-            X_DIV=8, MODE=mode, ROWS_OF=mode == "tensor", BLOCK=2048,
+            X_DIV=8, MODE=mode, ROWS_OF=True, BLOCK=2048,
         )  # fmt: skip
-    yield plain(
+        given = {} if mode == "tensor" else {"given": None}
+        made = _with(made, made.name, **given)
+        yield made
+        yield _with(made, f"{made.name} linear", rows_of=None, ROWS_OF=False, X_DIV=1)
+    native = plain(
         "round_nvfp4", rounding.round_nvfp4,
         {"x": "bf16", "rows_of": "i32", "given": "fp32", "out": "u8", "out_scale": "u8"},
         X_DIV=8, ROWS_OF=True, BLOCK=1024,
     )  # fmt: skip
+    yield native
+    yield _with(native, "round_nvfp4 linear", rows_of=None, ROWS_OF=False, X_DIV=1)
 
 
 def _attention() -> Iterator[Variant]:
-    """Of Qwen3-30B-A3B: 32 heads of queries over 4 of keys, 128 wide."""
+    """Of Qwen3-30B-A3B: 32 heads of queries over 4 of keys, 128 wide; of gpt-oss with its window, of DeepSeek."""
     from toolchain.kernels import attention
 
     strides = (
@@ -179,7 +218,7 @@ def _attention() -> Iterator[Variant]:
     )
     for fp8 in (False, True):
         held = "u8" if fp8 else "bf16"
-        yield Variant(
+        made = Variant(
             name=f"attend {'FP8' if fp8 else 'BF16'}",
             function=attention.attend,
             pointers={
@@ -194,6 +233,9 @@ def _attention() -> Iterator[Variant]:
             stages=2,
             divisible=strides[:-2],
         )  # fmt: skip
+        yield made
+        yield _with(made, f"{made.name} window", WINDOW=128, DK=64, BLOCK_DK=64, DV=64, BLOCK_DV=64)
+        yield _with(made, f"{made.name} MLA", GROUP=1, DK=192, BLOCK_DK=256)
     yield Variant(
         name="merge",
         function=attention.merge,
