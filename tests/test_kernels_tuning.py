@@ -16,13 +16,20 @@ from toolchain.core.gpus import GPUS, get_gpu, is_named
 from toolchain.core.progress import Silent
 from toolchain.kernels.kinds import KINDS, W4A4
 from toolchain.kernels.settings import BUCKETS, Settings, Shape, bucket, candidates, default
-from toolchain.kernels.table import Identity, identity_of, kernels_digest, read_table, write_table
+from toolchain.kernels.table import (
+    Identity,
+    identity_of,
+    kernels_digest,
+    read_table,
+    settings_of,
+    write_table,
+)
 from toolchain.modeling.packed import load_packed
 from toolchain.modeling.packed.loading import OLDEST
 from toolchain.modeling.packed.tuning import jobs_of, token_counts, tune
 from toolchain.quantize.job import quantize
 from toolchain.runtime.location import Limits
-from toolchain.runtime.tuned import settings_of, tuned
+from toolchain.runtime.tuned import tuned
 from toolchain.targets.local import LOCAL, PACKED
 
 Tiny = Callable[[str], Path]
@@ -109,7 +116,7 @@ def test_both_multiplications_of_experts_run_with_what_was_measured(checkpoint: 
     assert found.failed == 0 and next(seconds, None) is None
     assert [row["1"]["block_m"] for row in found.table.values()] == [64, 64]
     chooser = model.toolchain_chooser
-    chooser.use(settings_of(found))
+    chooser.use(settings_of(found.table))
     ((gate_up, down),) = jobs_of(model)
     first, second = chooser.pair(gate_up.shape, down.shape, 1)
     assert (first.block_m, second.block_m) == (64, 64)
@@ -150,6 +157,27 @@ def test_a_damaged_table_is_said_and_made_again(checkpoint: Path, tmp_path: Path
     notes = tuned(model, tmp_path, LIMITS, device=CPU, pick=few, tokens=[1])
     assert "cannot be used" in notes[0]
     assert read_table(tmp_path, identity_of(CPU))
+
+
+def test_a_table_of_another_model_is_no_table(checkpoint: Path, tmp_path: Path) -> None:
+    """Left by the engine that was here before: what this one needs is tuned, and said; the rest stays."""
+    options: dict[str, Any] = {"pick": few, "tokens": [1]}
+    model = load_packed(checkpoint, device=CPU, dtype=torch.float32)
+    row = {**Settings(block_m=16, block_n=64, block_k=64).as_json(), "microseconds": 1.0}
+    write_table(tmp_path, identity_of(CPU), {"nvfp4-e2m1/1x1": {"1": row}})
+    broken = tmp_path / "kernels" / "nvidia-b200-0123.json"
+    broken.write_text("{")
+    notes = tuned(model, tmp_path, LIMITS, device=CPU, **options)
+    assert "does not know nvfp4-e2m1/256x128/4e2/gated" in notes[0]
+    table = read_table(tmp_path, identity_of(CPU))
+    assert table is not None and set(table) > {"nvfp4-e2m1/1x1"} and len(table) == 3
+    assert tuned(model, tmp_path, LIMITS, device=CPU, **options) == []
+    notes = tuned(model, tmp_path, LIMITS, device=CPU, pick=few, tokens=[1, 2])
+    assert "tuned now" in notes[0]
+    table = read_table(tmp_path, identity_of(CPU))
+    assert table is not None and set(table["nvfp4-e2m1/256x128/4e2/gated"]) == {1, 2}
+    (tmp_path / "kernels" / identity_of(CPU).file).unlink()
+    assert "tuned for no GPU yet" in tuned(model, tmp_path, LIMITS, device=CPU, **options)[0]
 
 
 def test_a_bare_checkpoint_keeps_no_table(checkpoint: Path) -> None:

@@ -5,6 +5,7 @@ CUDA graphs need a GPU (``make gpu-check``); everything else is what runs there.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 
 from tests.planning import plan_for
 from toolchain.core.errors import ToolchainError, UsageError
+from toolchain.data.tokenizer import load_tokenizer
 from toolchain.kernels.decoding import PAGE
+from toolchain.modeling.loading import load_source
 from toolchain.modeling.packed import load_packed
 from toolchain.modeling.packed.loading import packed_bytes
 from toolchain.plan.types import Serving
@@ -23,10 +26,11 @@ from toolchain.quantize.job import quantize
 from toolchain.runtime.engine import LocalEngine
 from toolchain.runtime.location import Limits
 from toolchain.runtime.model import Runner
-from toolchain.runtime.paged.decoder import sizes_up_to
+from toolchain.runtime.paged.decoder import Decoder, sizes_up_to
 from toolchain.runtime.paged.pool import PagePool
 from toolchain.runtime.paged.setup import Paging
 from toolchain.runtime.types import SamplingParams
+from toolchain.runtime.waiting import QueueLimits
 from toolchain.runtime.ways import Way, Wish, choose_way
 
 Tiny = Callable[[str], Path]
@@ -105,7 +109,9 @@ def test_requests_wait_for_pages_and_all_are_answered(tiny: Tiny) -> None:
         model, tokenizer, ends = whole.model, whole.tokenizer, whole.end_ids
     page = 2 * 2 * 2 * 32 * 4 * PAGE  # layers x (keys, values) x heads x size x float32
     limits = Limits(max_batch_size=4, max_seq_len=220)
-    paging = Paging(max_batch_size=4, max_seq_len=220, memory_bytes=page * 5)
+    paging = Paging(
+        max_batch_size=4, max_seq_len=220, memory_bytes=page * (5 + 4)
+    )  # and a prompt beside them
     model.set_attn_implementation("sdpa")  # as it was loaded
     with LocalEngine(model, tokenizer, device=cpu, limits=limits, paging=paging, end_ids=ends) as engine:
         pool = engine._scheduler._runner.paged.pool  # type: ignore[union-attr]
@@ -118,9 +124,32 @@ def test_requests_wait_for_pages_and_all_are_answered(tiny: Tiny) -> None:
         assert pool.free == pool.pages
 
 
-def test_too_little_memory_for_one_request_is_said(tiny: Tiny) -> None:
-    from toolchain.modeling.loading import load_source
+def test_free_rows_without_pages_are_no_room(tiny: Tiny) -> None:
+    """``max_waiting`` 0: nobody waits, for pages either."""
+    cpu = torch.device("cpu")
+    model = load_source(tiny("qwen3_moe"), device=cpu, dtype=torch.float32)
+    page = 2 * 2 * 2 * 32 * 4 * PAGE
+    limits = Limits(max_batch_size=8, max_seq_len=220)
+    paging = Paging(max_batch_size=8, max_seq_len=220, memory_bytes=page * 9)  # pages of one request
+    queue = QueueLimits(max_waiting=0)
+    with LocalEngine(
+        model, load_tokenizer(tiny("qwen3_moe")), device=cpu, limits=limits, paging=paging, queue=queue
+    ) as engine:
+        begun = threading.Event()
+        params = SamplingParams(max_tokens=150, ignore_eos=True)
+        first = engine.submit("x" * 60, params, lambda chunk: begun.set())
+        assert begun.wait(60)
+        second = engine.submit("x" * 60, params, lambda chunk: None)  # the engine finds that it does not fit
+        deadline = time.monotonic() + 60
+        while not engine._scheduler._waiting.blocked and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(ToolchainError, match="waiting already"):
+            engine.submit("x" * 60, params, lambda chunk: None)
+        first.cancel()
+        assert len(second.result().token_ids) == 150
 
+
+def test_too_little_memory_for_one_request_is_said(tiny: Tiny) -> None:
     model = load_source(tiny("qwen3_moe"), device=torch.device("cpu"))
     runner = Runner(
         model=model,
@@ -129,6 +158,80 @@ def test_too_little_memory_for_one_request_is_said(tiny: Tiny) -> None:
     )
     with pytest.raises(ToolchainError, match="512 positions takes"):
         runner.probe()
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_checkpoint_for_longer_texts_than_memory_is_limited_and_said(tiny: Tiny) -> None:
+    """Nobody planned its millions of positions; an engine's are a promise, and refused."""
+    cpu = torch.device("cpu")
+    plain = Way(packed=False, paged=False, kv_in_fp8=False)
+    with LocalEngine.load(tiny("qwen3_moe"), device="cpu", dtype=torch.float32, way=plain) as whole:
+        wanted = expected(whole, PROMPTS[0], 5)
+        model, tokenizer, ends = whole.model, whole.tokenizer, whole.end_ids
+    page = 2 * 2 * 2 * 32 * 4 * PAGE
+    limits = Limits(max_batch_size=4, max_seq_len=10**7)
+    paging = Paging(max_batch_size=4, max_seq_len=10**7, planned=False, memory_bytes=page * 8)
+    model.set_attn_implementation("sdpa")
+    with LocalEngine(model, tokenizer, device=cpu, limits=limits, paging=paging, end_ids=ends) as engine:
+        assert engine.limits.max_seq_len == 3 * PAGE
+        assert f"requests end at {3 * PAGE} positions of 10000000" in engine.notes[0]
+        params = SamplingParams(max_tokens=5)
+        assert list(engine.generate(PROMPTS[0], params).token_ids) == wanted
+        with pytest.raises(ToolchainError, match=str(3 * PAGE)):
+            engine.generate("x" * 5 * PAGE, params)
+
+
+def test_models_without_pages_need_no_memory_for_them(tiny: Tiny) -> None:
+    model = load_source(tiny("llama4_text"), device=torch.device("cpu"))
+    paging = Paging(max_batch_size=8, max_seq_len=10**7, memory_bytes=1000, in_fp8=True)
+    runner = Runner(model=model, device=torch.device("cpu"), paging=paging)
+    runner.probe()
+    assert "attends in chunks; the cache is transformers' own" in runner.notes[0]
+
+
+def test_sizes_that_cannot_be_captured_run_plainly(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captures by a stand-in that runs the step again: what a graph reads is what is put into its inputs."""
+
+    class Replay:
+        def __init__(self, decoder: Any, inputs: Any) -> None:
+            self.graph, self.logits = self, decoder._run(inputs).clone()
+            self.again = lambda: self.logits.copy_(decoder._run(inputs))
+
+        def replay(self) -> None:
+            self.again()
+
+    def captured(decoder: Decoder, inputs: Any) -> Replay:
+        if inputs.host.shape[1] == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Replay(decoder, inputs)
+
+    monkeypatch.setattr(Decoder, "_captured", captured)
+    model = load_source(tiny("qwen3_moe"), device=torch.device("cpu"), dtype=torch.float32)
+    runner = Runner(
+        model=model, device=torch.device("cpu"), paging=Paging(max_batch_size=4, max_seq_len=2 * PAGE)
+    )
+    runner.probe()
+    assert runner.paged is not None
+    pages = runner.paged.pages
+    for slot in range(4):
+        pages.table[slot] = torch.tensor([2 * slot + 1, 2 * slot + 2], dtype=torch.int32)
+    both = [
+        Decoder(model, pages, device=torch.device("cpu"), max_rows=4, graphs=graphs, options={})
+        for graphs in (True, False)
+    ]
+    with torch.inference_mode():
+        assert (
+            both[0].try_out() == "at 2 rows, RuntimeError: operation not permitted when stream is capturing"
+        )
+        steps = [
+            ([5, 6, 7], [0, 1, 2], [1, 1, 1]),
+            ([8], [3], [1]),
+            ([9, 4], [2, 0], [2, 2]),
+            ([1, 2, 3, 4], [3, 2, 1, 0], [2, 3, 2, 3]),
+        ]
+        for step in steps:
+            first, second = (decoder.step(*step).clone() for decoder in both)
+            assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("kind", "why"), [("llama4_text", "attends in chunks"), ("minimax", "")])
@@ -205,6 +308,8 @@ def test_ways(tiny: Tiny, tmp_path: Path) -> None:
     way = choose_way(directory, cpu, None, Wish(), emulate=True)
     assert not way.packed and way.kv_in_fp8 and "need an NVIDIA GPU" in way.notes[0]
     assert choose_way(directory, cpu, None, Wish(kernels="off"), emulate=True).notes == ()
+    (note,) = choose_way(directory, cpu, None, Wish(kernels="off", kv_layout="static"), emulate=True).notes
+    assert "not heeded on cpu" in note
     wrong: dict[str, Any] = {"kv_layout": "striped"}
     with pytest.raises(UsageError, match="paged or static"):
         Wish(**wrong)

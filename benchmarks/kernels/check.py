@@ -24,6 +24,7 @@ from toolchain.kernels.settings import Settings
 
 LAYER = MoeLayer(name="check", experts=16, top_k=4, hidden=1024, inner=384)
 ROOT = Path(__file__).resolve().parent.parent.parent
+SANITIZER_S = 900
 SETTINGS = (
     Settings(block_m=16, block_n=128, block_k=128),
     Settings(block_m=16, block_n=128, block_k=128, split_k=2),
@@ -107,13 +108,22 @@ def _graphs(device: torch.device) -> Iterator[tuple[str, tuple[float, float]]]:
         runner.probe()
         assert runner.paged is not None, runner.notes
         pages = runner.paged.pages
-        for slot in range(3):
+        for slot in range(4):
             pages.table[slot, :2] = torch.tensor([2 * slot + 1, 2 * slot + 2], dtype=torch.int32)
         options = {"logits_to_keep": 1}
         eager = Decoder(model, pages, device=device, max_rows=4, graphs=False, options=options)
-        step = ([5, 6, 7], [0, 1, 2], [1, 1, 1])
-        expected = eager.step(*step).double().clone()
-        for turn in range(3):
+        # Pages that are full of something, and steps of several sizes in turn: one that reads what the step before had
+        # been given, or another's pages, is found.
+        for layer in pages.layers:
+            layer.keys.normal_()
+            layer.values.normal_()
+        generator = torch.Generator().manual_seed(0)
+        for turn, rows in enumerate((3, 1, 2, 4, 3, 1, 4)):
+            slots = torch.randperm(4, generator=generator)[:rows].tolist()
+            tokens = torch.randint(SMOKE_MODEL["vocab_size"], (rows,), generator=generator).tolist()
+            lengths = torch.randint(1, 128, (rows,), generator=generator).tolist()
+            step = (tokens, slots, lengths)
+            expected = eager.step(*step).double().clone()
             yield f"decoding, turn {turn}", _error(runner.paged.decoder.step(*step), expected, 1e-3)
 
 
@@ -127,7 +137,10 @@ def sanitize() -> dict[str, Any]:
     if tool is None:
         return {"ran": False, "why": "compute-sanitizer is not installed"}
     command = [tool, "--error-exitcode", "7", sys.executable, "-m", "benchmarks.kernels", "check", "--small"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SANITIZER_S)
+    except subprocess.TimeoutExpired:
+        return {"ran": False, "problems": [f"compute-sanitizer did not end within {SANITIZER_S} s"]}
     last = [line for line in done.stdout.splitlines() if "ERROR SUMMARY" in line]
     problems = (
         []

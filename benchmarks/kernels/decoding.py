@@ -140,9 +140,9 @@ def measure_decoding(
     """A row for each format and batch, with BF16 transformers of the same run."""
     from toolchain.core.progress import Silent
     from toolchain.kernels.settings import default
+    from toolchain.kernels.table import settings_of
     from toolchain.modeling.packed.loading import packed_bytes
     from toolchain.modeling.packed.tuning import tune
-    from toolchain.runtime.tuned import settings_of
 
     config, count = (SMOKE, 2) if smoke else (QWEN3_30B, 64)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -156,7 +156,7 @@ def measure_decoding(
             model = packed_model(Path(folder), format, device, dtype)
             pick = {"pick": lambda *shape: iter([default(*shape)])} if smoke else {}
             found = tune(model, tokens=batches, device=device, progress=Silent(), **pick)
-            model.toolchain_chooser.use(settings_of(found))
+            model.toolchain_chooser.use(settings_of(found.table))
             for batch in batches:
                 speed = ours(model, device, batch, count)
                 held = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
@@ -167,7 +167,7 @@ def measure_decoding(
                         "tokens_per_s": speed,
                         "bf16_tokens_per_s": plain[batch],
                         "weights_bytes": packed_bytes(model),
-                        "allocated_bytes": held,
+                        "weights_allocated_bytes": held,
                     }
                 )
             del model

@@ -18,10 +18,10 @@ from toolchain.kernels.kinds import kind_of
 from toolchain.kernels.launch import Activation
 from toolchain.kernels.packing import pack
 from toolchain.kernels.settings import candidates, default
+from toolchain.kernels.table import settings_of
 from toolchain.modeling.packed.chooser import Chooser, processors_of
 from toolchain.modeling.packed.experts import FusedExperts
 from toolchain.modeling.packed.tuning import seconds_of, tune
-from toolchain.runtime.tuned import settings_of
 
 CHECKED = 4
 """Tokens that are compared with float64."""
@@ -32,7 +32,7 @@ TIGHT = 0.01
 
 
 VARIANTS = {"none": "W4A16", "nvfp4": "W4A4"}
-"""By what becomes of the inputs; all others are FP8."""
+"""By what becomes of the inputs; all others are FP8, W8A8."""
 
 
 def random_ids(layer: MoeLayer, tokens: int, device: torch.device) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Ours:
     def tune(self, tokens: int, *, quick: bool) -> dict[str, Any]:
         pick = (lambda *shape: iter([default(*shape)])) if quick else candidates
         found = tune(self.module, tokens=[tokens], device=self.device, progress=Silent(), pick=pick)
-        self.chooser.use(settings_of(found))
+        self.chooser.use(settings_of(found.table))
         return {"tried": found.tried, "failed": found.failed, "settings": found.table}
 
     def dequantized(self, expert: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -131,25 +131,42 @@ def measure(
     error = float((out[few].double() - expected).norm() / expected.norm())
     allowed = TIGHT if ours.gate_up.kind.rounding == "none" else LOOSE
     assert error <= allowed, f"{layer.name} {ours.format} {tokens}: off by {error:.3f} relative RMS"
-    seconds = seconds_of(lambda: ours.module(x, ids, weights), device)
+    seconds, captured = seconds_replayed(lambda: ours.module(x, ids, weights), device)
+    bf16_s, bf16_captured = seconds_replayed(lambda: bf16(x, ids, weights), device) if bf16 else (None, False)
     limit, bound = limit_s(layer, ours.gate_up, ours.down, ids, limits)
     return {
         "layer": layer.name,
         "format": ours.format,
-        "variant": "W4A4"
-        if ours.gate_up.kind.rounding == "nvfp4"
-        else "W8A8"
-        if ours.gate_up.kind.bits == 8
-        else "W4A16",
+        "variant": VARIANTS.get(ours.gate_up.kind.rounding, "W8A8"),
         "tokens": tokens,
         "seconds": seconds,
-        "bf16_s": seconds_of(lambda: bf16(x, ids, weights), device) if bf16 else None,
+        "captured": captured,
+        "bf16_s": bf16_s,
+        "bf16_captured": bf16_captured,
         "dequantize_s": seconds_of(lambda: ours.plain(x, ids, weights), device),
         "limit_s": limit,
         "bound": bound,
         "error": error,
         **tuned,
     }
+
+
+def seconds_replayed(call: Callable[[], Any], device: torch.device) -> tuple[float, bool]:
+    """Median seconds of ``call`` as serving runs it, replayed from a CUDA graph, and whether it could be captured:
+    launches from Python take longer than a layer's few tokens."""
+    if device.type != "cuda":
+        return seconds_of(call, device), False
+    current = torch.cuda.current_stream(device)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        call()
+        torch.cuda.synchronize(device)
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.set_stream(current)
+        return seconds_of(call, device), False
+    return seconds_of(graph.replay, device), True
 
 
 def transformers_experts(layer: MoeLayer, device: torch.device) -> Callable[..., torch.Tensor]:

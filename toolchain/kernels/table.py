@@ -88,13 +88,16 @@ def kernels_digest() -> str:
 
 
 def write_table(directory: Path, identity: Identity, measured: Mapping[str, Any]) -> Path:
-    """``measured``: key -> tokens -> settings with ``microseconds``, as ``tune.py`` gives it. Returns the file."""
+    """``measured``: key -> tokens -> settings with ``microseconds``, as ``tune`` gives it; what else is in the file
+    stays. Returns the file."""
     folder = directory / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / identity.file
-    atomic_write_json(
-        file, {"schema_version": SCHEMA_VERSION, "made_on": asdict(identity), "table": measured}
-    )
+    stored = _stored(file, identity) if file.is_file() else None
+    rows = {key: dict(found) for key, found in (stored or {}).items()}
+    for key, found in measured.items():
+        rows.setdefault(key, {}).update(found)
+    atomic_write_json(file, {"schema_version": SCHEMA_VERSION, "made_on": asdict(identity), "table": rows})
     return file
 
 
@@ -103,31 +106,49 @@ def read_table(directory: Path, identity: Identity) -> dict[str, dict[int, Setti
     file = directory / FOLDER / identity.file
     if not file.is_file():
         return None
+    stored = _stored(file, identity)
+    if stored is None:
+        raise ToolchainError(
+            f"{file} cannot be used: it is damaged, or was made for something else than its name says",
+            hint="remove it: the kernels are tuned again when the engine is loaded",
+            code="TC-518",
+        )
+    return settings_of(stored)
+
+
+def settings_of(measured: Mapping[str, Any]) -> dict[str, dict[int, Settings]]:
+    """Of a table with its measurements. KeyError, TypeError, ValueError or AttributeError for what is none."""
+    fields = Settings.__dataclass_fields__
+    return {
+        key: {
+            int(tokens): Settings.of_json({name: value for name, value in row.items() if name in fields})
+            for tokens, row in rows.items()
+        }
+        for key, rows in measured.items()
+    }
+
+
+def _stored(file: Path, identity: Identity) -> dict[str, Any] | None:
+    """The table in ``file``; None where it is damaged or another machine's."""
     try:
         stored = read_json(file)
         if stored["schema_version"] != SCHEMA_VERSION or stored["made_on"] != asdict(identity):
-            raise ValueError("it was made for something else than its name says")
-        return {
-            key: {int(tokens): Settings.of_json(_fields(found)) for tokens, found in rows.items()}
-            for key, rows in stored["table"].items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ToolchainError(
-            f"{file} cannot be used: {type(error).__name__}: {error}",
-            hint="remove it: the kernels are tuned again when the engine is loaded",
-            code="TC-518",
-        ) from error
+            return None
+        settings_of(stored["table"])
+        table: dict[str, Any] = stored["table"]
+    except (ToolchainError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return table
 
 
 def others(directory: Path) -> list[dict[str, Any]]:
-    """``made_on`` of every table in the engine."""
+    """``made_on`` of every table in the engine that can be read."""
     found = []
     for file in sorted((directory / FOLDER).glob("*.json")):
-        stored = read_json(file)
+        try:
+            stored = read_json(file)
+        except (ToolchainError, OSError):
+            continue
         if isinstance(stored, dict) and isinstance(stored.get("made_on"), dict):
             found.append(stored["made_on"])
     return found
-
-
-def _fields(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name in Settings.__dataclass_fields__}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,11 @@ class LocalEngine:
         self.end_ids = end_ids
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self._special = special_ids(tokenizer)
-        self.encoder = Encoder(tokenizer, limits.max_seq_len)
         runner = Runner(model=model, device=device, paging=paging)
         runner.probe()
+        if runner.paged is not None and runner.paged.pool.longest < limits.max_seq_len:
+            limits = self.limits = replace(limits, max_seq_len=runner.paged.pool.longest)
+        self.encoder = Encoder(tokenizer, limits.max_seq_len)
         self.notes = (*notes, *runner.notes)
         """What a user should know of how it runs: what is not fast, and why."""
         self._scheduler = Scheduler(
@@ -109,7 +112,7 @@ class LocalEngine:
             end_ids=end_ids(location.checkpoint, config, tokenizer),
             name=location.name,
             queue=queue,
-            paging=paging_of(way, wish, limits),
+            paging=paging_of(way, wish, limits, planned=bool(location.planned) or max_seq_len is not None),
             notes=notes,
         )
 

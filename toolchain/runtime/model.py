@@ -138,7 +138,12 @@ class Runner:
             else:
                 self.notes += self.paged.notes
                 return
-        self.notes.append(f"decoding runs without pages and CUDA graphs: {why}")
+        kept = (
+            ""
+            if not wish.in_fp8 and not wish.static
+            else "; the cache is transformers' own, in the model's dtype"
+        )
+        self.notes.append(f"decoding runs without pages and CUDA graphs: {why}{kept}")
         self._attend_by_row()
 
     def _attend_by_row(self) -> None:

@@ -53,7 +53,8 @@ class Scheduler:
         """Queue a request. Raises ToolchainError when the queue is full or the engine is closed."""
         with self._change:
             self._refuse_closed()
-            self._waiting.add(request, free=self._max_batch_size - self._occupied())
+            free = 0 if self._waiting.blocked else self._max_batch_size - self._occupied()
+            self._waiting.add(request, free=free)
             self._change.notify()
 
     def load(self) -> Load:

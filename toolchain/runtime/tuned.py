@@ -25,29 +25,34 @@ def tuned(
     progress: Progress | None = None,
     **options: Any,
 ) -> list[str]:
-    """Make a packed ``model`` use the table of ``engine`` for this GPU; without one, tune and store it.
+    """Make a packed ``model`` use the table of ``engine`` for this GPU; what it lacks is tuned and stored.
 
     Returns what a user should know: that the engine was tuned again, and why. ``options``: of ``tune``.
     """
-    from toolchain.kernels.table import identity_of, others, read_table, write_table
+    from toolchain.kernels.table import identity_of, others, read_table, settings_of, write_table
 
     identity = identity_of(device)
     notes = []
-    found: dict[str, dict[int, Settings]] | None = None
+    found: dict[str, dict[int, Settings]] = {}
     if engine is not None:
         try:
-            found = read_table(engine, identity)
+            stored = read_table(engine, identity)
         except ToolchainError as error:
             notes.append(f"{error}; tuning again")
-        if found is None and not notes:
-            notes.append(_why(identity, others(engine)))
+        else:
+            if stored is None:
+                notes.append(_why(identity, others(engine)))
+            found = stored or {}
     else:
         notes.append(
             "a checkpoint has no table of kernel settings: tuning now, which `toolchain build` does once"
         )
-    if found is None:
-        made = find(model, limits, device=device, progress=progress or Silent(), **options)
-        found = settings_of(made)
+    made = find(model, limits, device=device, progress=progress or Silent(), known=found, **options)
+    if made.table:
+        if found:
+            notes.append(f"the table of this engine does not know {', '.join(made.table)}: tuned now")
+        for key, rows in settings_of(made.table).items():
+            found.setdefault(key, {}).update(rows)
         if engine is not None:
             try:
                 notes.append(f"stored in {write_table(engine, identity, made.table)}")
@@ -68,19 +73,6 @@ def find(model: Any, limits: Limits, *, device: torch.device, progress: Progress
         torch.cuda.set_device(device)
     most = max(limits.max_batch_size, min(OTHER_PREFILL_TOKENS, limits.max_seq_len * limits.max_batch_size))
     return tune(model, **{"tokens": token_counts(most), "device": device, "progress": progress, **options})
-
-
-def settings_of(made: Tuned) -> dict[str, dict[int, Settings]]:
-    from toolchain.kernels.settings import Settings
-
-    fields = Settings.__dataclass_fields__
-    return {
-        key: {
-            int(tokens): Settings.of_json({name: value for name, value in row.items() if name in fields})
-            for tokens, row in rows.items()
-        }
-        for key, rows in made.table.items()
-    }
 
 
 def _why(identity: Any, made_on: list[dict[str, Any]]) -> str:

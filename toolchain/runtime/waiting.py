@@ -36,6 +36,8 @@ class WaitingQueue:
         self.limits = limits
         self.tokens = 0
         """Prompt tokens of the requests in it."""
+        self.blocked = False
+        """Whether the oldest request did not fit when it was last asked for: free rows are then of no use."""
         self._requests: deque[Request] = deque()
 
     def __len__(self) -> int:
@@ -65,10 +67,14 @@ class WaitingQueue:
         self.tokens += length
 
     def take(self, count: int, fits: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Remove up to ``count`` requests, oldest first, up to one that does not fit."""
+        """Remove up to ``count`` requests, oldest first, up to one that does not fit (``blocked`` from then on)."""
         taken: list[Request] = []
-        while self._requests and len(taken) < count and (fits is None or fits(self._requests[0])):
-            taken.append(self._requests.popleft())
+        self.blocked = False
+        while self._requests and len(taken) < count and not self.blocked:
+            if fits is None or fits(self._requests[0]):
+                taken.append(self._requests.popleft())
+            else:
+                self.blocked = True
         self.tokens -= sum(len(request.prompt_ids) for request in taken)
         return taken
 

@@ -63,6 +63,8 @@ def choose_way(
     stored = _stored_kv_cache(checkpoint)
     if wish.kv_cache == "auto" and stored not in (None, "FP8") and device.type == "cuda":
         notes.append(f"the KV cache is kept in BF16: there are no kernels for {stored}")
+    if device.type != "cuda" and (wish.kv_cache, wish.kv_layout) != (Wish.kv_cache, Wish.kv_layout):
+        notes.append(f"KV caches of --kv-cache and --kv-layout are those of GPUs: not heeded on {device}")
     return Way(
         packed=asked and why is None,
         paged=device.type == "cuda",
@@ -71,8 +73,8 @@ def choose_way(
     )
 
 
-def paging_of(way: Way, wish: Wish, limits: Limits) -> Paging | None:
-    """What the runner is asked to set up."""
+def paging_of(way: Way, wish: Wish, limits: Limits, *, planned: bool) -> Paging | None:
+    """What the runner is asked to set up. ``planned``: whether somebody has set the limits."""
     from toolchain.runtime.paged.setup import Paging
 
     if not way.paged:
@@ -82,6 +84,7 @@ def paging_of(way: Way, wish: Wish, limits: Limits) -> Paging | None:
         max_seq_len=limits.max_seq_len,
         in_fp8=way.kv_in_fp8,
         static=wish.kv_layout == "static",
+        planned=planned,
     )
 
 

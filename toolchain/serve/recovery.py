@@ -55,6 +55,7 @@ class Recovery:
                 probe_engine(self._server.grpc_url, model, timeout_s=self._ready_timeout_s)
             except ToolchainError as error:
                 if self._server.has_ended(within_s=RETRY_S):
+                    self._moments.pop()  # what is brought back is the server: counted there, once for all models
                     return False
                 problem, hung = error.message, False
             else:
@@ -99,7 +100,8 @@ class Recovery:
             try:
                 probe_engine(self._server.grpc_url, model, timeout_s=max(1.0, deadline - time.monotonic()))
             except RequestFailed:
-                time.sleep(POLL_S)
+                if self._server.has_ended(within_s=POLL_S):
+                    return False
             else:
                 return True
         return False

@@ -102,7 +102,9 @@ class Supervisor:
             try:
                 self._keep_server()
                 for stub in self._vanished():
-                    self._recover(stub.model, Verdict.DEAD, f"stub {stub.instance} (pid {stub.pid}) ended")
+                    reason = f"stub {stub.instance} (pid {stub.pid}) ended"
+                    if not self._recover(stub.model, Verdict.DEAD, reason):
+                        break
                 if time.monotonic() >= probe_at:
                     self._probe()
                     probe_at = time.monotonic() + self._settings.probe_interval_s
@@ -157,19 +159,21 @@ class Supervisor:
         for name, watch in self._watches.items():
             load = None if loads is None else loads.get(name)
             verdict, reason = watch.check(load)
-            if verdict is not Verdict.FINE and self._ready(name):
-                self._recover(name, verdict, reason)
+            if verdict is not Verdict.FINE and self._ready(name) and not self._recover(name, verdict, reason):
+                break
 
-    def _recover(self, model: str, verdict: Verdict, reason: str) -> None:
+    def _recover(self, model: str, verdict: Verdict, reason: str) -> bool:
+        """False where the server has to be started again first, and every model with it; or is about to end."""
         if self._stopping.is_set():
-            return
+            return False
         started = time.monotonic()
         self._progress.note(f"{model} is {verdict.value}: {reason}; bringing it back")
         self._down(model, reason)
         if not self._recovery.recover(model, hung=verdict is Verdict.HUNG):
-            return  # the server is started again first, and every model with it
+            return False
         self._up(model)
         self._progress.note(f"{model} answers again after {time.monotonic() - started:.1f} s")
+        return True
 
     def _down(self, model: str, reason: str) -> None:
         self.health.update(model, up=False, reason=reason)

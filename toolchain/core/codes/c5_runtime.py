@@ -61,8 +61,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "TC-517": (
         "The KV cache does not fit",
-        "Not even one request of max_seq_len positions fits into the free memory of the GPU. Lower --max-seq-len, use "
-        "an FP8 KV cache, or a larger GPU.",
+        "Not even one request of max_seq_len positions fits into the free memory of the GPU. Plan the engine with a "
+        "lower --max-seq-len, use an FP8 KV cache, or a larger GPU.",
     ),
     "TC-518": (
         "A table of kernel settings is damaged",

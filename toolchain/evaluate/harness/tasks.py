@@ -127,12 +127,12 @@ def _model(
 ) -> Iterator[LocalLM]:
     from toolchain.evaluate.harness.adapter import LocalLM
     from toolchain.runtime.engine import LocalEngine
-    from toolchain.runtime.ways import Wish
+    from toolchain.runtime.ways import Way
 
     progress.note(f"loading {directory}")
-    # Decoded: what is judged is the rounding of the target, on any device.
-    wish = Wish(kernels="off")
-    with LocalEngine.load(directory, device=device, emulate_activations=emulate, wish=wish) as engine:
+    # Decoded: what is judged is the rounding of the target, on any device. Without pages, which scoring never uses.
+    way = Way(packed=False, paged=False, kv_in_fp8=False)
+    with LocalEngine.load(directory, device=device, emulate_activations=emulate, way=way) as engine:
         yield LocalLM(engine, batch_size=batch_size, progress=progress)
 
 

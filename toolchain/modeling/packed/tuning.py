@@ -19,6 +19,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.progress import Progress
 from toolchain.kernels.packing import Packed
 from toolchain.kernels.settings import BUCKETS, Settings, Shape, bucket, candidates, default
+from toolchain.kernels.table import Table
 from toolchain.modeling.packed.chooser import processors_of
 from toolchain.modeling.packed.experts import FusedExperts
 from toolchain.modeling.packed.linear import PackedLinear
@@ -79,17 +80,22 @@ def tune(
     progress: Progress,
     measure: Measure | None = None,
     pick: Callable[[Shape, int, int], Iterator[Settings]] = candidates,
+    known: Table | None = None,
 ) -> Tuned:
-    """``measure``: seconds of a call; by default its median on the GPU, with a cold cache. ``pick``: what to try."""
+    """``measure``: seconds of a call; by default its median on the GPU, with a cold cache. ``pick``: what to try.
+    ``known``: what need not be tuned again."""
     measure = measure or seconds_of
     processors = processors_of(device)
     started, tried, failed = time.monotonic(), 0, 0
     table: dict[str, dict[str, dict[str, Any]]] = {}
     groups, sizes = jobs_of(model), list(tokens)
     for done, jobs in enumerate(groups):
+        wanted = [size for size in sizes if not _is_known(jobs, size, known or {})]
+        if not wanted:
+            continue
         names = " and ".join(job.shape.key for job in jobs)
         progress.note(f"tuning {names} ({done + 1} of {len(groups)})")
-        for size in sizes:
+        for size in wanted:
             trials = []
             for job in jobs:
                 first = default(job.shape, size, processors)
@@ -107,6 +113,10 @@ def tune(
                     "default_microseconds": round(trial.default_s * 1e6, 2),
                 }
     return Tuned(table=table, tried=tried, failed=failed, seconds=time.monotonic() - started)
+
+
+def _is_known(jobs: tuple[Job, ...], tokens: int, known: Table) -> bool:
+    return all(tokens in known.get(job.shape.key, {}) for job in jobs)
 
 
 @dataclass(kw_only=True)

@@ -31,7 +31,7 @@ class _Graph:
 
 
 class Decoder:
-    """Steps of a model over pages. ``graphs``: capture a graph for each size of batch that comes up."""
+    """Steps of a model over pages. ``graphs``: ``try_out`` captures a graph for each size of batch."""
 
     def __init__(
         self,
@@ -59,28 +59,34 @@ class Decoder:
         rows = len(tokens)
         size = next(size for size in self._sizes if rows <= size)
         inputs = self._fill(size, tokens, slots, lengths)
-        if not self._capture:
+        captured = self._graphs.get(size)
+        if captured is None:
             return self._run(inputs)[:rows]
-        if size not in self._graphs:
-            self._graphs[size] = self._captured(inputs)
-        captured = self._graphs[size]
         captured.graph.replay()
         return captured.logits[:rows]
 
     def try_out(self) -> str | None:
-        """One step that belongs to nobody, and its capture; why steps cannot be captured, if so.
+        """One step that belongs to nobody, and the capture of every size of batch; why some cannot be captured, if so.
 
+        All of them now: a capture compiles kernels, takes memory and may fail, which no request should wait for.
         Raises NotPaged, or whatever a failing step raises."""
-        size = self._sizes[0]
-        inputs = self._fill(size, [], [], [])
-        self._run(inputs)
-        if self._capture:
+        self._run(self._fill(self._sizes[0], [], [], []))
+        if not self._capture:
+            return None
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        failed: dict[int, Exception] = {}
+        # The largest first: the others' memory then comes out of what it took.
+        for size in reversed(self._sizes):
             try:
-                self._graphs[size] = self._captured(inputs)
+                self._graphs[size] = self._captured(self._fill(size, [], [], []))
             except Exception as error:  # noqa: BLE001 - the same steps run without graphs, slower
-                self._capture = False
-                return f"{type(error).__name__}: {error}"
-        return None
+                failed[size] = error
+                if stream is not None:
+                    torch.cuda.set_stream(stream)  # a capture that cannot be ended keeps its own
+        if not failed:
+            return None
+        sizes, first = ", ".join(map(str, sorted(failed))), next(iter(failed.values()))
+        return f"at {sizes} rows, {type(first).__name__}: {first}"
 
     def _fill(
         self, size: int, tokens: Sequence[int], slots: Sequence[int], lengths: Sequence[int]

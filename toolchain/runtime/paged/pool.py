@@ -26,7 +26,7 @@ class PagePool:
 
     def __init__(self, *, slots: int, pages: int, page_size: int, longest: int, static: bool = False) -> None:
         """``pages``: besides the scratch page. ``longest``: positions of the longest request."""
-        self.page_size, self.slots, self.static = page_size, slots, static
+        self.page_size, self.slots, self.static, self.longest = page_size, slots, static, longest
         self.pages_per_slot = -(-longest // page_size)
         self.pages = pages
         self._free_pages = list(range(pages, 0, -1))
