@@ -146,8 +146,9 @@ LOSS_TOLERANCE = 0.02
 
 
 def check_training(source: Path, format_name: str, device: str, folder: Path) -> dict[str, Any]:
-    """Three steps of distillation on ``device`` and on the CPU, from the same calibration text."""
+    """Three steps of distillation on ``device`` and on the CPU, on the same random documents."""
     from dataclasses import replace
+    from random import Random
 
     import torch
 
@@ -159,10 +160,14 @@ def check_training(source: Path, format_name: str, device: str, folder: Path) ->
     from toolchain.qat.export import export_trained
     from toolchain.qat.job import train
 
+    letters = Random(0)
+    documents = ("".join(letters.choices("abcdefghijklmnopqrstuvwxyz ", k=1024)) for _ in range(64))
+    text = folder / "training.jsonl"
+    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     calibration = Calibration(data="", samples=8, length_tokens=256)
     plan = require_clean(make_plan(read_model(str(source)), format=format_name, calibration=calibration))
     asked = Training(
-        data=(str(source / "calibration.jsonl"),), steps=3, evaluate_every=2, length_tokens=256, batch_size=4,
+        data=(str(text),), steps=3, evaluate_every=2, length_tokens=256, batch_size=4,
         held_out_tokens=2048, patience=0, precision="fp32",
     )  # fmt: skip
 
@@ -228,6 +233,7 @@ def main() -> int:
         for format_name in (item.name for item in FORMATS):
             result["formats"][format_name] = check_format(source, format_name, options.device, Path(folder))
             print(format_name, json.dumps(result["formats"][format_name]), flush=True)
+            _write(target, result)
         result["training"] = {}
         for format_name in ("nvfp4", "int4_awq"):
             found = check_training(source, format_name, options.device, Path(folder))
