@@ -30,7 +30,7 @@ LOCAL = Target(
         Row(
             formats=PACKED,
             sms=KERNELS,
-            note="packed in memory, fused kernels in the Triton language; W4A16 for 4 bits below SM 100, and NVFP4 on 121",
+            note="packed in memory, fused kernels in Triton; W4A16 for 4 bits below SM 100, and NVFP4 on 121",
         ),
         Row(
             # Every format has a codec, and the runtime needs no more.
